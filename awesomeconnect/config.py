@@ -1,0 +1,61 @@
+"""Settings of a relay: every bound has a name, a unit and a reason.
+
+A setting that is a limit is above zero: 0 never means unlimited.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import Attribute, field, frozen
+
+from awesomeconnect.shaping.egress import EgressLimits
+from awesomeconnect.wire.connection import DEFAULT_PAYLOAD_BYTES
+
+DEFAULT_PORT = 7420
+
+
+def _positive(_settings: object, attribute: Attribute[Any], value: float) -> None:
+    if value <= 0:
+        raise ValueError(f"{attribute.name} must be above 0, not {value}")
+
+
+def _limit(default: float) -> Any:
+    return field(default=default, validator=_positive)
+
+
+@frozen
+class RelaySettings:
+    """What a relay allows and how long it waits. Times in seconds, sizes in bytes."""
+
+    #: Payload of one message: the ancestor's block batches reach 900 kB.
+    payload_bytes: int = _limit(DEFAULT_PAYLOAD_BYTES)
+    #: Rooms a connection is in at once; HELLO can name as many.
+    rooms_per_connection: int = _limit(256)
+    #: Members of a room; a join beyond is refused with room_full.
+    room_members: int = _limit(20_000)
+    #: A MEMBERS_PAGE frame: below the smallest frame limit, 44 members with full attributes.
+    page_bytes: int = _limit(49_152)
+    #: Connections at once, authenticated or not; also kept below the process's file descriptor limit.
+    connections: int = _limit(100_000)
+    #: Silence after which the relay asks whether a client is there: below the 30 s of impatient NAT boxes.
+    keepalive_s: float = _limit(25)
+    #: Silence after which a connection is dropped: two lost answers.
+    drop_s: float = _limit(60)
+    #: From accept to the first byte, and to HELLO. A handshake takes 1.5 round trips.
+    first_byte_s: float = _limit(5)
+    greeting_s: float = _limit(10)
+    #: A socket that took nothing for this long, though something was waiting, is dropped as slow_receiver.
+    stalled_s: float = _limit(30)
+    #: How long a closing connection may take for what is still queued for it.
+    closing_s: float = _limit(5)
+    #: From SIGTERM until connections are closed, whether or not the clients left by themselves.
+    drain_s: float = _limit(5)
+    #: Changes of membership are gathered for this long before watchers are told.
+    presence_s: float = _limit(0.1)
+    #: A PAUSE lapses after this unless it is renewed, so a lost RESUME stops nobody.
+    pause_ms: int = _limit(1_000)
+    #: Unsent control frames at which a connection is dropped: one that provokes answers and does not read them.
+    control_bytes: int = _limit(1 << 20)
+    #: Queues of one connection.
+    egress: EgressLimits = field(factory=EgressLimits)

@@ -1,0 +1,326 @@
+"""Routing of application messages: per stream, not per message.
+
+A stream is what one connection sends to one destination in one class. The frames of a chunk are gathered per
+stream (`wire.framing`); here a stream's frames become blobs that fit a record, and each receiver's egress queue
+takes the same blobs. Nothing runs per message and member.
+
+`Router` belongs to one connection. It resolves destinations, keeps the streams, and says which queues it
+touched, so that the server can flush them at the end of the turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import define
+
+from awesomeconnect.errors import ErrorCode
+from awesomeconnect.relay.admission import judge_room
+from awesomeconnect.relay.rooms import Peer, Registry, Room
+from awesomeconnect.shaping.egress import Egress
+from awesomeconnect.wire.framing import FRAGMENT_ABOVE_BYTES, LENGTH_BYTES, FrameReader
+from awesomeconnect.wire.messages import (
+    Anycast,
+    Mode,
+    Publish,
+    Send,
+    deliver_prefix,
+    payload_head,
+    publish_prefix,
+    send_prefix,
+)
+from awesomeconnect.wire.records import MAX_PLAINTEXT
+
+
+@define(slots=True)
+class Traffic:
+    """Plain counters of a relay; read on scrape, never reset."""
+
+    received_messages: int = 0
+    received_bytes: int = 0
+    delivered_messages: int = 0
+    delivered_bytes: int = 0
+    rejected_messages: int = 0
+    gap_messages: int = 0
+
+
+class Stream:
+    """One destination in one class, as one connection sends to it.
+
+    Attributes:
+        parts: frames gathered in this chunk, as DELIVER frames; each part is whole frames and fits a record.
+        frames: how many.
+        received_bytes: how long they were as received, with their length prefixes.
+    """
+
+    __slots__ = ("frames", "parts", "received_bytes", "target", "traffic_class")
+
+    def __init__(self, target: Room | Peer, traffic_class: int) -> None:
+        self.target = target
+        self.traffic_class = traffic_class
+        self.parts: list[bytes] = []
+        self.frames = 0
+        self.received_bytes = 0
+
+
+#: (first ordinal, count, code): messages of this connection that are refused.
+Refusal = Callable[[int, int, ErrorCode], None]
+#: (destination, class): a receiver's queue is over its high-water mark.
+Congestion = Callable[[Room | Peer, int, Any], None]
+
+
+class Router:
+    """Routes what one connection sends.
+
+    Args:
+        registry: where rooms and peers are looked up.
+        key: the sender's public key, which the relay vouches for.
+        egress: the sender's own queue: a room's message does not come back to it.
+        reader: its frames; flows are bound to it.
+        traffic: the relay's counters.
+        touched: queues that something was put into; whoever flushes them empties it.
+        refuse: called for refused messages.
+        congested: called when a receiver's queue is above its high-water mark.
+    """
+
+    __slots__ = (
+        "_congested",
+        "_egress",
+        "_key",
+        "_reader",
+        "_refuse",
+        "_registry",
+        "_streams",
+        "_touched",
+        "_traffic",
+    )
+
+    def __init__(
+        self,
+        registry: Registry,
+        key: bytes,
+        egress: Egress,
+        reader: FrameReader,
+        traffic: Traffic,
+        touched: dict[Any, None],
+        refuse: Refusal,
+        congested: Congestion,
+    ) -> None:
+        self._registry = registry
+        self._key = key
+        self._egress = egress
+        self._reader = reader
+        self._traffic = traffic
+        self._touched = touched
+        self._refuse = refuse
+        self._congested = congested
+        self._streams: dict[tuple[Room | Peer, int], Stream] = {}
+
+    def route_gathered(self) -> int:
+        """Route the streams that the reader has gathered.
+
+        Returns:
+            Work done, in deliveries.
+        """
+        reader = self._reader
+        streams, runs = reader.touched, reader.runs
+        reader.touched, reader.runs = [], []
+        work = 0
+        for stream in streams:
+            code, deliveries = self._route(stream)
+            work += deliveries
+            if code:
+                for other, first, count in runs:
+                    if other is stream:
+                        self._refuse(first, count, code)
+                self._traffic.rejected_messages += stream.frames
+            stream.parts = []
+            stream.frames = stream.received_bytes = 0
+        return work
+
+    def publish(self, message: Publish, ordinal: int) -> int:
+        """Route a flow's first message, or a large one; later frames of the flow are gathered.
+
+        Returns:
+            Work done, in deliveries.
+        """
+        code = judge_room(self._key, message.room)
+        if code:
+            return self._refused(ordinal, code)
+        return self._first(
+            message,
+            self._registry.room(message.room),
+            deliver_prefix(Mode.BROADCAST, self._key, message.room, message.traffic_class, message.content),
+            ordinal,
+        )
+
+    def send(self, message: Send, ordinal: int) -> int:
+        """Route a flow's first unicast message, or a large one.
+
+        Returns:
+            Work done, in deliveries.
+        """
+        return self._first(
+            message,
+            self._registry.peer(message.peer),
+            deliver_prefix(Mode.UNICAST, self._key, None, message.traffic_class, message.content),
+            ordinal,
+        )
+
+    def anycast(self, message: Anycast, ordinal: int) -> int:
+        """Route an anycast message to the member with the fewest bytes queued, round robin among equals.
+
+        Returns:
+            Work done, in deliveries.
+        """
+        if len(message.payload) > self._reader.payload_limit:
+            return self._refused(ordinal, ErrorCode.PAYLOAD_TOO_LARGE)
+        code = judge_room(self._key, message.room)
+        if code:
+            return self._refused(ordinal, code)
+        room = self._registry.find_room(message.room)
+        chosen = None if room is None else room.next_for_anycast(self._egress)
+        if room is None or chosen is None:
+            return self._refused(ordinal, ErrorCode.NO_MEMBERS)
+        frame = _deliver_frame(
+            deliver_prefix(Mode.ANYCAST, self._key, message.room, message.traffic_class, message.content),
+            message.payload,
+        )
+        if not chosen.push(message.traffic_class, frame):
+            self._congested(room, message.traffic_class, chosen)
+            return self._refused(ordinal, ErrorCode.RECEIVER_CONGESTED)
+        if chosen.queued[message.traffic_class] > chosen.limits.high_water_bytes:
+            self._congested(room, message.traffic_class, chosen)
+        room.messages += 1
+        self._touched[chosen] = None
+        self._count(1, len(frame), 1)
+        return 1
+
+    def forget(self) -> None:
+        """Drop cached routes: what they were admitted under has changed, or the connection is idle."""
+        self._reader.forget()
+        self._streams.clear()
+
+    def _first(self, message: Publish | Send, target: Room | Peer, out_prefix: bytes, ordinal: int) -> int:
+        if len(message.payload) > self._reader.payload_limit:
+            return self._refused(ordinal, ErrorCode.PAYLOAD_TOO_LARGE)
+        stream = self._streams.get((target, message.traffic_class))
+        if stream is None:
+            stream = Stream(target, message.traffic_class)
+        stream.parts = [_deliver_frame(out_prefix, message.payload)]
+        stream.frames = 1
+        code, work = self._route(stream)
+        stream.parts = []
+        stream.frames = 0
+        if code:
+            self._traffic.rejected_messages += 1
+            self._refuse(ordinal, 1, code)
+        elif len(message.payload) <= FRAGMENT_ABOVE_BYTES:
+            self._bind(message, stream, out_prefix)
+        return work
+
+    def _bind(self, message: Publish | Send, stream: Stream, out_prefix: bytes) -> None:
+        if len(self._streams) >= MAX_STREAMS:
+            self.forget()
+        self._streams[stream.target, stream.traffic_class] = stream
+        if isinstance(message, Publish):
+            prefix = publish_prefix(message.room, message.traffic_class, message.content)
+        else:
+            prefix = send_prefix(message.peer, message.traffic_class, message.content)
+        self._reader.bind(prefix, stream, out_prefix)
+
+    def _route(self, stream: Stream) -> tuple[ErrorCode, int]:
+        target = stream.target
+        if isinstance(target, Room):
+            return self._route_to_room(target, stream)
+        egress = target.egress
+        if egress is None:
+            return ErrorCode.NO_SUCH_PEER, 1
+        traffic_class = stream.traffic_class
+        blobs = _blobs(stream.parts)
+        # All or nothing, so that the refusal can name the messages.
+        if not egress.has_room(traffic_class, sum(map(len, blobs))):
+            self._congested(target, traffic_class, egress)
+            return ErrorCode.RECEIVER_CONGESTED, 1
+        for blob in blobs:
+            egress.push(traffic_class, blob)
+        if egress.queued[traffic_class] > egress.limits.high_water_bytes:
+            self._congested(target, traffic_class, egress)
+        self._touched[egress] = None
+        self._count(stream.frames, sum(map(len, blobs)), 1)
+        return ErrorCode.OK, stream.frames
+
+    def _route_to_room(self, room: Room, stream: Stream) -> tuple[ErrorCode, int]:
+        members = room.members
+        own = self._egress
+        receivers = len(members) - (own in members)
+        if not receivers:
+            return ErrorCode.NO_MEMBERS, 1
+        traffic_class, touched = stream.traffic_class, self._touched
+        frames = stream.frames
+        blobs = _blobs(stream.parts)
+        for egress in members:
+            if egress is own:
+                continue
+            for blob in blobs:
+                if not egress.push(traffic_class, blob):
+                    lost = 1 if len(blobs) == 1 and frames == 1 else _count_frames(blob)
+                    egress.lose(traffic_class, room.name, lost, len(blob))
+                    self._traffic.gap_messages += lost
+            if egress.queued[traffic_class] > egress.limits.high_water_bytes:
+                self._congested(room, traffic_class, egress)
+            touched[egress] = None
+        room.messages += frames
+        self._count(frames, sum(map(len, blobs)), receivers)
+        return ErrorCode.OK, frames * receivers
+
+    def _count(self, frames: int, size: int, receivers: int) -> None:
+        traffic = self._traffic
+        traffic.received_messages += frames
+        traffic.received_bytes += size
+        traffic.delivered_messages += frames * receivers
+        traffic.delivered_bytes += size * receivers
+
+    def _refused(self, ordinal: int, code: ErrorCode) -> int:
+        self._traffic.rejected_messages += 1
+        self._refuse(ordinal, 1, code)
+        return 1
+
+
+#: Destinations with a cached route a connection; as many as known heads.
+MAX_STREAMS = 512
+
+
+def _deliver_frame(prefix: bytes, payload: bytes) -> bytes:
+    inner = payload_head(len(payload))
+    length = len(prefix) + len(inner) + len(payload)
+    return b"".join((length.to_bytes(LENGTH_BYTES, "big"), prefix, inner, payload))
+
+
+def _blobs(parts: list[bytes]) -> list[bytes]:
+    """Parts joined into as few blobs as fit records; a large frame is alone."""
+    if len(parts) == 1:
+        return parts
+    blob = b"".join(parts)
+    if len(blob) <= MAX_PLAINTEXT:
+        return [blob]
+    blobs: list[bytes] = []
+    joined: list[bytes] = []
+    size = 0
+    for part in parts:
+        if size + len(part) > MAX_PLAINTEXT:
+            blobs.append(b"".join(joined))
+            joined, size = [], 0
+        joined.append(part)
+        size += len(part)
+    blobs.append(b"".join(joined))
+    return blobs
+
+
+def _count_frames(blob: bytes) -> int:
+    count = at = 0
+    while at < len(blob):
+        at += LENGTH_BYTES + int.from_bytes(blob[at : at + LENGTH_BYTES], "big")
+        count += 1
+    return count

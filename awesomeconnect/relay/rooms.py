@@ -1,0 +1,252 @@
+"""Who is connected, and who is in which room.
+
+All methods are synchronous and therefore atomic. Rooms and peers are slots that are found by name and live as
+long as somebody refers to them: a member, or a cached route of a sender. So a room that was emptied and filled
+again is the same slot, a route never dangles, and nothing has to be swept.
+
+Members are kept in join order: applications rely on it (the first full node in a chain's room acts as genesis).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+from attrs import define
+
+from awesomeconnect.errors import ErrorCode
+from awesomeconnect.wire import cbor
+from awesomeconnect.wire.messages import (
+    Attributes,
+    JoinFlags,
+    Member,
+    MembersPage,
+    Presence,
+)
+
+#: A PRESENCE with this many changes stays far below a page: 32 members of at most 1.1 KiB.
+PRESENCE_CHANGES = 32
+
+
+class Node(Protocol):
+    """What the registry needs of a connection."""
+
+    key: bytes
+    attributes: Attributes
+    rooms: dict[Room, Place]
+
+
+@define(eq=False, slots=True)
+class Place:
+    """A connection's place in a room.
+
+    Attributes:
+        joined: its number in the join order, from 1; 0 for an observer.
+        watches: whether it wants PRESENCE.
+    """
+
+    joined: int
+    watches: bool
+
+
+class Room:
+    """A room: members in join order, observers, and the changes that watchers have not been told.
+
+    Attributes:
+        members: the egress queue of each member, in join order, and the connection behind it.
+        version: changes of membership so far.
+        messages: messages relayed so far.
+        audience: watching connections, members or observers.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_anycast_turn",
+        "_changes",
+        "_told",
+        "audience",
+        "last_joined",
+        "members",
+        "messages",
+        "name",
+        "version",
+    )
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.members: dict[Any, Node] = {}
+        self.audience: dict[Node, None] = {}
+        self.version = 0
+        self.messages = 0
+        self.last_joined = 0
+        self._anycast_turn = 0
+        self._changes: list[Member | bytes] = []  # a Member joined, a key left
+        self._told = 0  # version of the last PRESENCE
+
+    def page(self, after: int, page_bytes: int) -> MembersPage:
+        """The members that joined after number ``after``, as many as fit a frame of ``page_bytes``."""
+        page: list[Member] = []
+        size = _PAGE_HEAD_BYTES + len(self.name.encode())
+        for node in self.members.values():
+            joined = node.rooms[self].joined
+            if joined <= after:
+                continue
+            member = Member(node.key, joined, node.attributes)
+            size += _member_bytes(member)
+            if page and size > page_bytes:
+                return MembersPage(self.name, ErrorCode.OK, self.version, tuple(page), page[-1].joined)
+            page.append(member)
+        return MembersPage(self.name, ErrorCode.OK, self.version, tuple(page), None)
+
+    def next_for_anycast(self, but: object) -> Any:
+        """The egress queue of the member with the fewest bytes queued, but one; round robin among equals.
+
+        Returns:
+            None when there is no other member.
+        """
+        self._anycast_turn += 1
+        best = -1
+        idle: list[Any] = []
+        for egress in self.members:
+            if egress is but:
+                continue
+            if best < 0 or egress.total < best:
+                best = egress.total
+                idle = [egress]
+            elif egress.total == best:
+                idle.append(egress)
+        return idle[self._anycast_turn % len(idle)] if idle else None
+
+    def note_change(self, change: Member | bytes) -> None:
+        """One member joined (a `Member`) or left (its key)."""
+        self.version += 1
+        if self.audience:
+            self._changes.append(change)
+        else:
+            self._changes.clear()
+            self._told = self.version
+
+    def take_changes(self) -> list[Presence]:
+        """What the audience has not been told, as PRESENCE messages with consecutive versions."""
+        told: list[Presence] = []
+        left: dict[bytes, None] = {}
+        joined: dict[bytes, Member] = {}
+        base = version = self._told
+        for change in self._changes:
+            key = change if isinstance(change, bytes) else change.key
+            # Left is applied before joined, so a join that was undone cannot share a PRESENCE with its leave.
+            undone = isinstance(change, bytes) and key in joined
+            if undone or len(left) + len(joined) >= PRESENCE_CHANGES:
+                told.append(Presence(self.name, base, version, tuple(left), tuple(joined.values())))
+                left, joined, base = {}, {}, version
+            version += 1
+            if isinstance(change, bytes):
+                left[change] = None
+            else:
+                joined[key] = change
+        if version > base:
+            told.append(Presence(self.name, base, version, tuple(left), tuple(joined.values())))
+        self._changes = []
+        self._told = version
+        return told
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the audience has something to be told."""
+        return bool(self._changes)
+
+
+class Peer:
+    """The slot of a public key: the connection that holds it now, if any."""
+
+    __slots__ = ("__weakref__", "egress", "key", "node")
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+        self.node: Any = None
+        self.egress: Any = None
+
+
+class Registry:
+    """All rooms and peers of a relay."""
+
+    def __init__(self) -> None:
+        self._rooms: WeakValueDictionary[str, Room] = WeakValueDictionary()
+        self._peers: WeakValueDictionary[bytes, Peer] = WeakValueDictionary()
+
+    def room(self, name: str) -> Room:
+        """The slot of a room. It goes when nobody holds it any more."""
+        room = self._rooms.get(name)
+        if room is None:
+            room = self._rooms[name] = Room(name)
+        return room
+
+    def find_room(self, name: str) -> Room | None:
+        """The slot of a room that somebody holds."""
+        return self._rooms.get(name)
+
+    def peer(self, key: bytes) -> Peer:
+        """The slot of a public key. It goes when nobody holds it any more."""
+        peer = self._peers.get(key)
+        if peer is None:
+            peer = self._peers[key] = Peer(key)
+        return peer
+
+    def find_peer(self, key: bytes) -> Peer | None:
+        """The slot of a public key that somebody holds."""
+        return self._peers.get(key)
+
+    def rooms(self) -> Iterator[Room]:
+        """Rooms with members."""
+        return (room for room in self._rooms.values() if room.members)
+
+    def join(self, node: Node, egress: object, name: str, flags: int) -> Room:
+        """Put a connection into a room, or change its flags there; a member keeps its place."""
+        room = self.room(name)
+        observes = bool(flags & JoinFlags.OBSERVE)
+        place = node.rooms.get(room)
+        if place is not None and observes == bool(place.joined):
+            self.leave(node, egress, name)
+            place = None
+        if place is None:
+            place = node.rooms[room] = Place(0, watches=False)
+            if not observes:
+                room.last_joined += 1
+                place.joined = room.last_joined
+                room.members[egress] = node
+                room.note_change(Member(node.key, place.joined, node.attributes))
+        place.watches = bool(flags & JoinFlags.WATCH)
+        if place.watches:
+            room.audience[node] = None
+        else:
+            room.audience.pop(node, None)
+        return room
+
+    def leave(self, node: Node, egress: object, name: str) -> bool:
+        """Take a connection out of a room; whether it was in."""
+        room = self._rooms.get(name)
+        place = None if room is None else node.rooms.pop(room, None)
+        if room is None or place is None:
+            return False
+        room.audience.pop(node, None)
+        if place.joined:
+            del room.members[egress]
+            room.note_change(node.key)
+        return True
+
+    def leave_all(self, node: Node, egress: object) -> list[Room]:
+        """Take a connection out of all its rooms; those that it was in."""
+        rooms = list(node.rooms)
+        for room in rooms:
+            self.leave(node, egress, room.name)
+        return rooms
+
+
+#: Array head, kind, room head, code, version, page head and next, at their longest.
+_PAGE_HEAD_BYTES = 40
+
+
+def _member_bytes(member: Member) -> int:
+    """Upper bound of a member's encoding: array head, key, number, attributes."""
+    return 1 + 34 + 9 + len(cbor.encode(member.attributes))

@@ -1,0 +1,131 @@
+"""Listening sockets from text: ``HOST:PORT``, ``[V6]:PORT``, ``PORT``, or the path of a Unix socket."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from awesomeconnect.config import DEFAULT_PORT
+from awesomeconnect.errors import AddressError
+
+#: Connections that wait for accept; the kernel caps it at net.core.somaxconn (4,096 by default).
+BACKLOG = 4_096
+
+
+def open_listeners(text: str) -> list[socket.socket]:
+    """Sockets that listen where ``text`` says: one for every address of a host name, one for a path.
+
+    Args:
+        text: ``HOST:PORT``, ``[V6]:PORT``, ``HOST``, ``:PORT`` (all addresses), or a path with a slash.
+            Port 0 takes a free one.
+
+    Raises:
+        AddressError: the text is none of these.
+        OSError: the system refuses; the text says what to do.
+    """
+    if "/" in text:
+        return [_listen_on_path(Path(text))]
+    host, port = _split(text)
+    found = (
+        socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_ADDRCONFIG
+        )
+        if host
+        else [
+            (family, socket.SOCK_STREAM, 0, "", (address, port))
+            for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::"))
+        ]
+    )
+    opened: list[socket.socket] = []
+    try:
+        for family, kind, _proto, _name, address in dict.fromkeys(found):
+            opened.append(_listen(family, kind, address, text))
+    except OSError:
+        for listener in opened:
+            listener.close()
+        raise
+    return opened
+
+
+def bound_address(listener: socket.socket) -> str:
+    """Where a listener can be reached: ``host:port``, ``[v6]:port`` or a path."""
+    if listener.family == socket.AF_UNIX:
+        return str(listener.getsockname())
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{host}:{port}"
+
+
+def close_listener(listener: socket.socket) -> None:
+    """Stop listening; the path of a Unix socket goes with it."""
+    path = listener.getsockname() if listener.family == socket.AF_UNIX else None
+    listener.close()
+    if path:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _split(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if text.startswith("[") and text.endswith("]"):
+        host, colon, port = text, "", ""
+    elif not colon:
+        host, port = ("", text) if text.isdecimal() else (text, "")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise AddressError(f"{text!r}: write an IPv6 address in brackets, for example [::1]:{DEFAULT_PORT}")
+    if port and not (port.isascii() and port.isdecimal() and int(port) < 1 << 16):
+        raise AddressError(f"{text!r}: the port must be a number from 0 to 65535")
+    return host, int(port) if port else DEFAULT_PORT
+
+
+def _listen(family: int, kind: int, address: tuple[object, ...], text: str) -> socket.socket:
+    listener = socket.socket(family, kind)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise OSError(
+                error.errno, f"{text} is in use: another relay? Choose another port with --listen"
+            ) from None
+        raise OSError(error.errno, f"cannot listen on {text}: {error.strerror}") from None
+    return listener
+
+
+def _listen_on_path(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        listener.bind(os.fspath(path))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"cannot listen on {path}: {error.strerror or error}") from None
+    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket file that a killed relay left behind, and nothing else."""
+    try:
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise OSError(errno.EEXIST, "the path exists and is not a socket; choose another")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise OSError(errno.EADDRINUSE, "another relay listens there")

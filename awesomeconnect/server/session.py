@@ -1,0 +1,521 @@
+"""One connection of the relay: one task that reads, routes and flushes, in bounded turns.
+
+    recv_into -> records -> frames -> streams and messages -> route -> flush every touched queue -> wait
+
+Between reading a chunk and flushing what it touched nothing waits, except for fairness: a turn that moved much
+takes the relay's turn lock, and long flushes let others run. Whatever goes wrong with a connection ends here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from awesomeconnect.errors import ErrorCode, HandshakeError, RemoteProtocolError
+from awesomeconnect.identity import short_key
+from awesomeconnect.relay.admission import judge_room
+from awesomeconnect.relay.flows import Router
+from awesomeconnect.relay.rooms import Peer, Place, Room
+from awesomeconnect.server.shaper import Outlet
+from awesomeconnect.server.transport import Transport
+from awesomeconnect.shaping.egress import CONTROL
+from awesomeconnect.wire.connection import RelayConnection
+from awesomeconnect.wire.messages import (
+    REVISION,
+    Anycast,
+    Attributes,
+    Close,
+    Contract,
+    Goaway,
+    Hello,
+    Incarnation,
+    Join,
+    Joined,
+    Leave,
+    Left,
+    Members,
+    MembersPage,
+    Message,
+    Pause,
+    Ping,
+    PingKind,
+    Pong,
+    Present,
+    Publish,
+    Reject,
+    Resume,
+    Send,
+    Stats,
+    StatsReport,
+    Welcome,
+    class_of,
+    encode_frame,
+    is_barrier,
+)
+from awesomeconnect.wire.states import State
+
+if TYPE_CHECKING:
+    from awesomeconnect.server.supervisor import Relay
+
+log = logging.getLogger("awesomeconnect.server")
+
+FIRST_READ_BYTES = 8 << 10
+MOST_READ_BYTES = 256 << 10
+#: A turn that moved more than this takes its next turn in line.
+HEAVY_TURN_BYTES = 64 << 10
+#: Flushing lets others run after this much; a flush counts for at least 16 KiB.
+FLUSH_BYTES = 2 << 20
+FLUSH_COST_BYTES = 16 << 10
+#: Routing lets others run after this many deliveries; decoding a message costs about as much as 20.
+TURN_DELIVERIES = 10_000
+MESSAGE_COST = 20
+
+_buffer = memoryview(bytearray(MOST_READ_BYTES))
+
+
+class Session:
+    """A client's connection, from accept to close.
+
+    Attributes:
+        key: the client's proven public key; empty before the handshake is over.
+        attributes: what the client claims of itself.
+        rooms: where it is, and as what.
+        outlet: its egress queue.
+        heard: the sweeper's tick at which something last arrived.
+        close_by: when the connection is cut, whatever is still queued; None while it is not ending.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_house",
+        "_paused",
+        "_peer",
+        "_router",
+        "_stalled",
+        "_touched",
+        "_transport",
+        "attributes",
+        "close_by",
+        "connection_number",
+        "heard",
+        "incarnation",
+        "key",
+        "outlet",
+        "rooms",
+    )
+
+    def __init__(self, house: Relay, transport: Transport) -> None:
+        self._house = house
+        self._transport = transport
+        self._connection = RelayConnection(house.identity, house.settings.payload_bytes)
+        self.outlet = Outlet(house.settings.egress, transport, house.start_shaper, transport.close)
+        self.key = b""
+        self.attributes: Attributes = {}
+        self.rooms: dict[Room, Place] = {}
+        self.incarnation: Incarnation | None = None
+        self.connection_number = 0
+        self.heard = house.tick
+        self.close_by: float | None = None
+        self._peer: Peer | None = None  # holding the slot keeps it alive
+        self._router: Router | None = None
+        self._touched: dict[Outlet, None] = {}
+        self._paused: dict[tuple[Any, int], float] | None = (
+            None  # (target, class) -> when PAUSE may be repeated
+        )
+        self._stalled = (0, 0)  # (bytes sent, tick) when the sweeper last saw progress
+
+    async def run(self) -> None:
+        """Serve the connection until it ends. Never raises but for cancellation."""
+        try:
+            if await self._greet():
+                await self._serve()
+        except HandshakeError as error:
+            self._house.count("handshake_failures")
+            log.info("%s: %s", self, error)
+        except RemoteProtocolError as error:
+            self._house.count("protocol_errors")
+            log.info("%s: closed, %s: %s", self, error.code.label, error)
+            await self._refuse_connection(error)
+        except (OSError, trio.ClosedResourceError, EOFError) as error:
+            log.debug("%s: ended, %r", self, error)
+        except Exception:
+            self._house.count("internal_errors")
+            log.exception("%s: closed after an error in the relay; please report it", self)
+            await self._refuse_connection(RemoteProtocolError("", ErrorCode.INTERNAL_ERROR))
+        finally:
+            self._depart()
+            self.outlet.disconnect()
+            self._transport.close()
+            self._house.forget(self)
+
+    def __str__(self) -> str:
+        return f"{short_key(self.key)}@{self._transport.peer}" if self.key else self._transport.peer
+
+    # ---- what other tasks do to a session: nothing here waits ---------------------------------------
+
+    def tell(self, message: Message) -> None:
+        """Queue a message of the relay for this client. It is not sent until the queue is flushed."""
+        connection = self._connection
+        if connection.local_state is State.CLOSED:
+            return
+        connection.note_sent(message)
+        frame = encode_frame(message)
+        traffic_class = class_of(message)
+        if is_barrier(message):
+            self.outlet.push_barrier(frame)
+        elif traffic_class == CONTROL:
+            self.outlet.push_control(frame)
+        else:
+            self.outlet.push(traffic_class, frame)
+        self._touched[self.outlet] = None
+
+    def end(self, code: ErrorCode, detail: str = "", goaway: Goaway | None = None) -> None:
+        """Send the client away: what is queued still leaves, then CLOSE; later the sweeper cuts the rest."""
+        if self.close_by is not None:
+            return
+        self.close_by = trio.current_time() + self._house.settings.closing_s
+        self._depart()
+        if goaway is not None:
+            self.tell(goaway)
+        self.tell(Close(code, detail))
+        self.outlet.flush()
+
+    def sweep(self, now: float) -> None:
+        """The keepalive sweeper's look at this session: ask, cut, or leave alone."""
+        settings, tick = self._house.settings, self._house.tick
+        idle_s = (tick - self.heard) * self._house.tick_s
+        if self.close_by is not None:
+            if now >= self.close_by:
+                self._transport.close()
+            return
+        if self.outlet.is_empty or self.outlet.sent_bytes != self._stalled[0] or self._is_held_back():
+            self._stalled = (self.outlet.sent_bytes, tick)
+        elif (tick - self._stalled[1]) * self._house.tick_s >= settings.stalled_s:
+            self._house.count("slow_receivers")
+            log.info("%s: closed, slow_receiver: it took nothing for %g s", self, settings.stalled_s)
+            self._transport.close()
+            return
+        if idle_s >= settings.drop_s:
+            self._house.count("keepalive_timeouts")
+            self.end(ErrorCode.KEEPALIVE_TIMEOUT, f"nothing was heard for {settings.drop_s:g} s")
+        elif idle_s >= settings.keepalive_s and self._connection.local_state is State.OPEN:
+            self.tell(Ping(PingKind.KEEPALIVE))
+            self.outlet.flush()
+
+    def _is_held_back(self) -> bool:
+        """Whether the client itself has paused everything that is queued."""
+        return not self.outlet.blocked and self.outlet.is_drained
+
+    # ---- the task -----------------------------------------------------------------------------------
+
+    async def _greet(self) -> bool:
+        """The handshake and HELLO, within their deadlines; whether the client was let in."""
+        settings = self._house.settings
+        connection, transport = self._connection, self._transport
+        started = trio.current_time()
+        with trio.CancelScope(deadline=started + settings.first_byte_s) as scope:
+            while True:
+                await transport.wait_readable()
+                try:
+                    size = transport.recv_into(_buffer[:FIRST_READ_BYTES])
+                except BlockingIOError:
+                    continue
+                if not size:
+                    return False
+                scope.deadline = started + settings.greeting_s
+                connection.receive(_buffer[:size])
+                act = connection.handshake_bytes()
+                if act and transport.send(act) < len(act):
+                    raise OSError("the empty buffer of a new connection did not take 128 bytes")
+                if connection.is_established and not self.key:
+                    self.key = connection.peer_key
+                    self.outlet.open(connection.sealer)
+                if connection.is_established:
+                    hello = connection.next_message()
+                    if hello is not None:
+                        return self._enter(hello)
+        self._house.count("greeting_timeouts")
+        if connection.is_established:
+            raise RemoteProtocolError("no HELLO in time", ErrorCode.KEEPALIVE_TIMEOUT)
+        log.info("%s: closed, no handshake in time", self)
+        return False
+
+    def _enter(self, hello: Message) -> bool:
+        if type(hello) is Close:
+            return False
+        assert type(hello) is Hello  # the state machine lets nothing else through
+        if hello.revision != REVISION:
+            raise RemoteProtocolError(
+                f"revision {hello.revision} is not spoken here, {REVISION} is",
+                ErrorCode.UNSUPPORTED_REVISION,
+            )
+        self.attributes = hello.attributes
+        self.incarnation = hello.incarnation
+        self.connection_number = hello.connection
+        house = self._house
+        peer = house.registry.peer(self.key)
+        older: Session | None = peer.node
+        if older is not None:
+            same_process = older.incarnation == self.incarnation
+            if same_process and hello.connection <= older.connection_number:
+                self.tell(Goaway(ErrorCode.SUPERSEDED))
+                self.tell(Close(ErrorCode.SUPERSEDED, "a newer connection of this process is already here"))
+                return True
+            code = ErrorCode.SUPERSEDED if same_process else ErrorCode.REPLACED
+            if code is ErrorCode.REPLACED:
+                house.count("replaced_sessions")
+                log.info("%s: takes over from %s", self, older)
+            older.end(code, goaway=Goaway(code))
+        peer.node = self
+        peer.egress = self.outlet
+        self._peer = peer
+        self.tell(Welcome(REVISION, house.epoch, house.limits))
+        for intent in hello.rooms:
+            self._on_join(Join(intent.room, intent.flags, intent.capability))
+        log.debug("%s: connected", self)
+        return True
+
+    async def _serve(self) -> None:
+        transport, house = self._transport, self._house
+        recv_into, wait_readable = transport.recv_into, transport.wait_readable
+        size = FIRST_READ_BYTES
+        if self._connection.local_state is State.CLOSED:
+            await self._linger()
+            return
+        moved = await self._work()  # frames may have come with HELLO
+        while True:
+            if moved > HEAVY_TURN_BYTES:
+                async with house.turns:
+                    received, moved = await self._turn(recv_into, size)
+            else:
+                received, moved = await self._turn(recv_into, size)
+            if received < size:
+                size = max(received, FIRST_READ_BYTES)
+                await wait_readable()
+            else:
+                size = min(2 * size, MOST_READ_BYTES)
+                if moved <= HEAVY_TURN_BYTES:
+                    await trio.lowlevel.checkpoint()
+
+    async def _turn(self, recv_into: Callable[[Any], int], size: int) -> tuple[int, int]:
+        """Read once and do all that follows from it; bytes received, and bytes moved in all."""
+        try:
+            received = recv_into(_buffer[:size])
+        except BlockingIOError:
+            return 0, 0
+        if not received:
+            raise EOFError("the client closed the connection")
+        self.heard = self._house.tick
+        self._connection.receive(_buffer[:received])
+        return received, received + await self._work()
+
+    async def _work(self) -> int:
+        """Handle everything received so far; bytes sent."""
+        connection = self._connection
+        sent = work = 0
+        while True:
+            message = connection.next_message()
+            if connection.reader.touched:
+                assert self._router is not None  # flows are bound by it
+                work += self._router.route_gathered()
+            if message is None:
+                break
+            handler = _HANDLERS.get(type(message))
+            if handler is not None and self.close_by is None:
+                work += MESSAGE_COST + (handler(self, message) or 0)
+            if type(message) is Close:
+                await self._finish()
+            if work >= TURN_DELIVERIES:
+                work = 0
+                sent += await self._flush()
+                with trio.CancelScope(shield=True):
+                    await trio.lowlevel.checkpoint()
+        return sent + await self._flush() if self._touched else sent
+
+    async def _flush(self) -> int:
+        """Send what this turn has queued, for whomever; bytes sent."""
+        touched = list(self._touched)
+        self._touched.clear()
+        sent = work = 0
+        for outlet in touched:
+            flushed = outlet.flush()
+            sent += flushed
+            work += flushed + FLUSH_COST_BYTES
+            if work >= FLUSH_BYTES:
+                work = 0
+                with trio.CancelScope(shield=True):
+                    await trio.lowlevel.checkpoint()
+        if self.outlet.queued[CONTROL] > self._house.settings.control_bytes:
+            raise RemoteProtocolError("answers are not read", ErrorCode.SLOW_RECEIVER)
+        return sent
+
+    async def _finish(self) -> None:
+        """The client said CLOSE: what is queued for it still leaves, then our own CLOSE."""
+        self._depart()
+        self.outlet.held = 0  # it reads to the end now
+        self.tell(Close(ErrorCode.OK))
+        await self._linger()
+        raise EOFError("the client closed the connection")
+
+    async def _refuse_connection(self, error: RemoteProtocolError) -> None:
+        """Tell the client why it is cut off, where it can still be told."""
+        self._depart()
+        if self._connection.local_state in (State.HANDSHAKE, State.CLOSED):
+            return
+        self.outlet.clear()
+        self.tell(Close(error.code, str(error)[:200]))
+        await self._linger()
+
+    async def _linger(self) -> None:
+        """Send what is queued, within a deadline, then wait for the client to hang up.
+
+        Closing a socket with unread input resets the connection, and the client would lose our last words.
+        """
+        try:
+            with trio.move_on_after(self._house.settings.closing_s):
+                self.outlet.flush()
+                await self.outlet.wait_drained()
+                self._transport.half_close()
+                while True:
+                    await self._transport.wait_readable()
+                    if not self._transport.recv_into(_buffer):
+                        break
+        except (OSError, trio.ClosedResourceError):
+            log.debug("%s: gone before it had read everything", self)
+
+    def _depart(self) -> None:
+        """Leave all rooms and give up the key's slot."""
+        house = self._house
+        if self._peer is not None:
+            for room in house.registry.leave_all(self, self.outlet):
+                house.note_change(room)
+            if self._peer.node is self:
+                self._peer.node = self._peer.egress = None
+            self._peer = None
+            self._connection.reader.forget()  # what still arrives is decoded, and ignored
+
+    # ---- messages -----------------------------------------------------------------------------------
+
+    def _router_now(self) -> Router:
+        if self._router is None:
+            house = self._house
+            self._router = Router(
+                house.registry,
+                self.key,
+                self.outlet,
+                self._connection.reader,
+                house.traffic,
+                self._touched,
+                self._on_refused,
+                self._on_congested,
+            )
+        return self._router
+
+    def _on_publish(self, message: Publish) -> int:
+        return self._router_now().publish(message, self._connection.reader.ordinal)
+
+    def _on_send(self, message: Send) -> int:
+        return self._router_now().send(message, self._connection.reader.ordinal)
+
+    def _on_anycast(self, message: Anycast) -> int:
+        return self._router_now().anycast(message, self._connection.reader.ordinal)
+
+    def _on_refused(self, first: int, count: int, code: ErrorCode) -> None:
+        self.tell(Reject(first, count, code))
+
+    def _on_congested(self, target: Room | Peer, traffic_class: int, egress: Any) -> None:
+        """A receiver's queue is above its high-water mark: ask this sender to pause, at most every 100 ms."""
+        now = trio.current_time()
+        if self._paused is None or len(self._paused) > MAX_PAUSED:
+            self._paused = {}
+        if now < self._paused.get((target, traffic_class), 0):
+            return
+        self._paused[target, traffic_class] = now + PAUSE_INTERVAL_S
+        name: str | bytes = target.name if isinstance(target, Room) else target.key
+        self.tell(Pause(name, traffic_class, self._house.settings.pause_ms))
+        if egress.resumes is None:
+            egress.resumes = {}
+        egress.resumes[traffic_class, self.outlet, name] = encode_frame(Resume(name, traffic_class))
+
+    def _on_join(self, message: Join) -> None:
+        house, settings = self._house, self._house.settings
+        code = judge_room(self.key, message.room)
+        if not code:
+            room = house.registry.find_room(message.room)
+            if room is None or room not in self.rooms:
+                if len(self.rooms) >= settings.rooms_per_connection:
+                    code = ErrorCode.TOO_MANY_ROOMS
+                elif room is not None and len(room.members) >= settings.room_members:
+                    code = ErrorCode.ROOM_FULL
+        if code:
+            self.tell(Left(message.room, code))
+            return
+        room = house.registry.join(self, self.outlet, message.room, message.flags)
+        house.note_change(room)
+        self.tell(Joined(room.name, room.version, len(room.members), room.messages))
+
+    def _on_leave(self, message: Leave) -> None:
+        room = self._house.registry.find_room(message.room)
+        if room is not None and self._house.registry.leave(self, self.outlet, message.room):
+            self._house.note_change(room)
+        self.tell(Left(message.room, ErrorCode.OK))
+
+    def _on_members(self, message: Members) -> None:
+        room = self._house.registry.find_room(message.room)
+        code = judge_room(self.key, message.room)
+        if not code and (room is None or room not in self.rooms):
+            code = ErrorCode.NOT_A_MEMBER
+        if code or room is None:
+            self.tell(MembersPage(message.room, code, 0))
+        else:
+            self.tell(room.page(message.after, self._house.settings.page_bytes))
+
+    def _on_present(self, message: Present) -> None:
+        self.tell(Contract(message.room, judge_room(self.key, message.room)))
+
+    def _on_pause(self, message: Pause) -> None:
+        self.outlet.pause(message.traffic_class)
+
+    def _on_resume(self, message: Resume) -> None:
+        self.outlet.resume(message.traffic_class)
+        self._touched[self.outlet] = None
+
+    def _on_ping(self, message: Ping) -> None:
+        # Everything before it has had its verdict: refusals are in the queue that this joins.
+        self.tell(Pong(message.token))
+
+    def _on_stats(self, _message: Stats) -> None:
+        outlet = self.outlet
+        self.tell(
+            StatsReport(
+                {
+                    "received_messages": self._connection.reader.ordinal,
+                    "sent_bytes": outlet.sent_bytes,
+                    "queued_bytes": tuple(outlet.queued),
+                    "rooms": len(self.rooms),
+                }
+            )
+        )
+
+
+#: A PAUSE for one target and class is repeated after this at the earliest.
+PAUSE_INTERVAL_S = 0.1
+#: Destinations whose last PAUSE is remembered.
+MAX_PAUSED = 512
+
+_HANDLERS: dict[type, Callable[[Any, Any], int | None]] = {
+    Publish: Session._on_publish,
+    Send: Session._on_send,
+    Anycast: Session._on_anycast,
+    Join: Session._on_join,
+    Leave: Session._on_leave,
+    Members: Session._on_members,
+    Present: Session._on_present,
+    Pause: Session._on_pause,
+    Resume: Session._on_resume,
+    Ping: Session._on_ping,
+    Stats: Session._on_stats,
+}

@@ -1,0 +1,174 @@
+"""What sends: an egress queue with its socket and its key.
+
+`Outlet.flush` runs in the task of whoever queued something, so it never waits and never raises: faults do not
+cross sessions. When the socket takes no more, a shaper task, which lives only until the queue has drained,
+goes on in its own time. There is one writer at any moment: while a shaper runs, `flush` leaves the socket alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from awesomeconnect.server.transport import Transport
+from awesomeconnect.shaping.egress import CLASSES, Egress, EgressLimits
+from awesomeconnect.wire.records import MAX_PLAINTEXT, Sealer
+
+#: What one flush or one wake-up of a shaper sends at most, so that nobody holds the loop.
+TURN_BYTES = 1 << 20
+
+#: Where records are sealed. One for the process: nothing waits between sealing and sending.
+_record = bytearray(MAX_PLAINTEXT + 2 + 16)
+_record_view = memoryview(_record)
+
+
+class Outlet(Egress):
+    """The egress queue of a connection, its sealer and its transport.
+
+    Attributes:
+        blocked: a shaper task is waiting for the socket.
+        sent_bytes: what the socket has taken; the sweeper sees stalls by it.
+        resumes: senders that were asked to pause because of this queue, and the RESUME frame for each.
+    """
+
+    __slots__ = (
+        "_drained",
+        "_failed",
+        "_sealer",
+        "_start",
+        "_transport",
+        "_unsent",
+        "blocked",
+        "resumes",
+        "sent_bytes",
+    )
+
+    def __init__(
+        self,
+        limits: EgressLimits,
+        transport: Transport,
+        start: Callable[..., Any],
+        failed: Callable[[], None],
+    ) -> None:
+        super().__init__(limits)
+        self._transport = transport
+        self._start = start
+        self._failed = failed
+        self._sealer: Sealer | None = None
+        self._unsent = b""  # what the socket did not take of the last sealed record
+        self.blocked = False
+        self.sent_bytes = 0
+        self._drained: trio.Event | None = None
+        self.resumes: dict[tuple[int, Any, Any], bytes] | None = None
+
+    def open(self, sealer: Sealer) -> None:
+        """The handshake is over: frames may leave."""
+        self._sealer = sealer
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything was handed to the socket, or never will be."""
+        return not self._unsent and not self.ready
+
+    def flush(self) -> int:
+        """Send what may leave now, as long as the socket takes it. Never raises.
+
+        Returns:
+            Bytes sent.
+        """
+        if self.blocked or self._sealer is None:
+            return 0
+        before = self.sent_bytes
+        if not self._send():
+            self.flush_soon()
+        return self.sent_bytes - before
+
+    def flush_soon(self) -> None:
+        """Let a shaper task send, as soon as the socket is writable."""
+        if not self.blocked and self._sealer is not None:
+            self.blocked = True
+            self._start(self._shape)
+
+    async def wait_drained(self) -> None:
+        """Return once everything that may leave was handed to the socket, or the connection is dead."""
+        while self.blocked:
+            if self._drained is None:
+                self._drained = trio.Event()
+            await self._drained.wait()
+
+    def disconnect(self) -> None:
+        """The connection is over: drop what is queued, and let go of the session."""
+        self._sealer = None
+        self._unsent = b""
+        self.resumes = None
+        self._failed = _nothing
+        self.clear()
+
+    def _send(self) -> bool:
+        """Seal and send record by record; False when the socket takes no more, or after a turn's worth."""
+        sealer = self._sealer
+        assert sealer is not None
+        send = self._transport.send
+        end = self.sent_bytes + TURN_BYTES
+        try:
+            if self._unsent:
+                sent = send(self._unsent)
+                self.sent_bytes += sent
+                self._unsent = self._unsent[sent:]
+                if self._unsent:
+                    return False
+            while plaintext := self.take():
+                size = sealer.seal_into(plaintext, _record)
+                try:
+                    sent = send(_record_view[:size])
+                except BlockingIOError:
+                    sent = 0
+                self.sent_bytes += sent
+                if sent < size:
+                    self._unsent = bytes(_record_view[sent:size])
+                    return False
+                if self.resumes:
+                    self._tell_resumed()
+                if self.sent_bytes >= end:
+                    return self.is_drained
+        except BlockingIOError:
+            return False
+        except OSError:
+            failed = self._failed
+            self.disconnect()
+            failed()
+        return True
+
+    async def _shape(self) -> None:
+        """The shaper task: from the first short send until the queue has drained."""
+        try:
+            while True:
+                await self._transport.wait_writable()
+                if self._sealer is None or self._send():
+                    break
+        except (trio.ClosedResourceError, OSError):
+            self.disconnect()
+        finally:
+            self.blocked = False
+            if self._drained is not None:
+                self._drained.set()
+                self._drained = None
+
+    def _tell_resumed(self) -> None:
+        """Tell paused senders of classes that are below the low mark again."""
+        assert self.resumes is not None
+        low = self.limits.low_water_bytes
+        for traffic_class in range(CLASSES):
+            if self.queued[traffic_class] > low:
+                continue
+            for key in [key for key in self.resumes if key[0] == traffic_class]:
+                sender = key[1]
+                sender.push_control(self.resumes.pop(key))
+                # Not `sender.flush()`: two queues that pause each other would call each other without end.
+                sender.flush_soon()
+
+
+def _nothing() -> None:
+    """What a disconnected queue calls instead of its session."""

@@ -1,0 +1,241 @@
+"""The relay as a whole: listeners, sessions, the sweeper, presence, and shutdown.
+
+Relay.serve
+├── shapers   outlive sessions, since any session's turn may start one
+├── sweeper   keepalive, stalls, deadlines of closing connections: one task for all
+├── presence  tells watchers what changed, a little later and together
+└── sessions  listeners > one task per connection
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import trio
+
+from awesomeconnect.config import RelaySettings
+from awesomeconnect.errors import ErrorCode
+from awesomeconnect.identity import Identity
+from awesomeconnect.relay.flows import Traffic
+from awesomeconnect.relay.rooms import Registry, Room
+from awesomeconnect.server.session import Session
+from awesomeconnect.server.transport import SocketTransport, Transport
+from awesomeconnect.wire.framing import FRAME_OVERHEAD_BYTES
+from awesomeconnect.wire.messages import Goaway, Presence, class_of, encode_frame
+
+log = logging.getLogger("awesomeconnect.server")
+
+#: Connections taken from a listener before others run.
+ACCEPT_BATCH = 64
+#: Pause when the system is out of file descriptors or memory.
+ACCEPT_PAUSE_S = 0.1
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+class Relay:
+    """A relay.
+
+    Args:
+        identity: its key; nodes pin the public half.
+        settings: what it allows.
+        random_bytes: source of the epoch; a simulation gives its own.
+
+    Attributes:
+        epoch: 8 random bytes that tell this run from every other.
+        registry: rooms and peers.
+        traffic: plain counters of what was relayed.
+        events: counters of everything else, by name.
+        turns: taken in line by sessions whose last turn moved much.
+        tick: a coarse clock, advanced by the sweeper.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        settings: RelaySettings | None = None,
+        *,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.identity = identity
+        self.settings = settings or RelaySettings()
+        self.epoch = random_bytes(8)
+        self.registry = Registry()
+        self.traffic = Traffic()
+        self.events: dict[str, int] = {}
+        self.turns = trio.Lock()
+        self.tick = 0
+        self.tick_s = min(1.0, self.settings.keepalive_s / 5, self.settings.closing_s)
+        self.limits = {
+            "payload_bytes": self.settings.payload_bytes,
+            "frame_bytes": self.settings.payload_bytes + FRAME_OVERHEAD_BYTES,
+            "rooms": self.settings.rooms_per_connection,
+            "room_members": self.settings.room_members,
+            "page_bytes": self.settings.page_bytes,
+            "keepalive_ms": round(self.settings.keepalive_s * 1000),
+            "drop_ms": round(self.settings.drop_s * 1000),
+        }
+        self.sessions: dict[Session, None] = {}
+        self._shapers: trio.Nursery | None = None
+        self._session_nursery: trio.Nursery | None = None
+        self._accepting = trio.CancelScope()
+        self._news: dict[Room, None] = {}
+        self._news_came = trio.Event()
+        self._drained = trio.Event()
+        self._draining = False
+
+    async def serve(
+        self,
+        listeners: Iterable[socket.socket] = (),
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until cancelled, or until `drain` has finished.
+
+        Args:
+            listeners: non-blocking listening sockets; they stay the caller's to close.
+            task_status: started once connections are accepted.
+        """
+        async with trio.open_nursery() as shapers:
+            self._shapers = shapers
+            shapers.start_soon(self._sweep)
+            shapers.start_soon(self._tell_news)
+            async with trio.open_nursery() as sessions:
+                self._session_nursery = sessions
+                with self._accepting:
+                    async with trio.open_nursery() as accepting:
+                        for listener in listeners:
+                            accepting.start_soon(self._accept, listener)
+                        collect_rarely()
+                        task_status.started()
+                        await trio.sleep_forever()
+                await self._drained.wait()
+                sessions.cancel_scope.cancel()
+            shapers.cancel_scope.cancel()
+
+    async def drain(self) -> None:
+        """Accept nothing more, ask the clients to leave, and close what is left after `drain_s`."""
+        if self._draining:
+            return
+        self._draining = True
+        self._accepting.cancel()
+        window_ms = round(self.settings.drain_s * 1000)
+        goaway = Goaway(ErrorCode.DRAINING, window_ms, window_ms)
+        for session in list(self.sessions):
+            if session.key:
+                session.tell(goaway)
+                session.outlet.flush()
+        with trio.move_on_after(self.settings.drain_s):
+            while self.sessions:
+                await trio.sleep(0.05)
+        for session in list(self.sessions):
+            if session.key:
+                session.end(ErrorCode.DRAINING, "the relay is shutting down")
+        with trio.move_on_after(self.settings.closing_s):
+            while self.sessions:
+                await trio.sleep(0.05)
+        self._drained.set()
+
+    def connect(self, transport: Transport) -> None:
+        """Take a new connection: from a listener, or from a simulated network."""
+        assert self._session_nursery is not None, "serve the relay first"
+        if len(self.sessions) >= self.settings.connections:
+            self.count("refused_connections")
+            transport.close()
+            return
+        session = Session(self, transport)
+        self.sessions[session] = None
+        self._session_nursery.start_soon(session.run)
+
+    def forget(self, session: Session) -> None:
+        """A session has ended."""
+        self.sessions.pop(session, None)
+
+    def count(self, event: str, by: int = 1) -> None:
+        """Count something that is worth a metric. Not for the fast path."""
+        self.events[event] = self.events.get(event, 0) + by
+
+    def start_shaper(self, shape: Callable[[], Any]) -> None:
+        """Run a queue's shaper task beside the sessions."""
+        assert self._shapers is not None
+        self._shapers.start_soon(shape)
+
+    def note_change(self, room: Room) -> None:
+        """A room's membership may have changed: its watchers will be told."""
+        if room.has_news:
+            self._news[room] = None
+            self._news_came.set()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            for _ in range(ACCEPT_BATCH):
+                try:
+                    connected, address = listener.accept()
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    if error.errno in _EXHAUSTED:
+                        if not self.events.get("accept_pauses"):
+                            log.error(
+                                "cannot accept connections: %s; raise the limit (ulimit -n)", error.strerror
+                            )
+                        self.count("accept_pauses")
+                        await trio.sleep(ACCEPT_PAUSE_S)
+                        break
+                    continue  # the connection ended before it was accepted
+                peer = _peer_text(connected.family, address)
+                try:
+                    transport = SocketTransport(connected, peer)
+                except OSError:
+                    connected.close()
+                    continue
+                self.connect(transport)
+
+    async def _sweep(self) -> None:
+        while True:
+            await trio.sleep(self.tick_s)
+            self.tick += 1
+            now = trio.current_time()
+            for session in list(self.sessions):
+                session.sweep(now)
+
+    async def _tell_news(self) -> None:
+        while True:
+            await self._news_came.wait()
+            await trio.sleep(self.settings.presence_s)
+            self._news_came = trio.Event()
+            rooms, self._news = self._news, {}
+            for room in rooms:
+                self._tell_audience(room, room.take_changes())
+                await trio.lowlevel.checkpoint()
+
+    def _tell_audience(self, room: Room, told: list[Presence]) -> None:
+        audience: list[Any] = list(room.audience)
+        for presence in told:
+            frame = encode_frame(presence)
+            traffic_class = class_of(presence)
+            for session in audience:
+                # One that has no room for it sees the version jump, and lists again.
+                session.outlet.push(traffic_class, frame)
+        for session in audience:
+            session.outlet.flush()
+
+
+def collect_rarely() -> None:
+    """A full collection at 4,000 connections stops everything for 85 ms: leave start-up state out of it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+def _peer_text(family: int, address: Any) -> str:
+    if family == socket.AF_UNIX:
+        return "unix"
+    host, port = address[:2]
+    return f"[{host}]:{port}" if family == socket.AF_INET6 else f"{host}:{port}"

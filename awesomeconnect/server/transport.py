@@ -1,0 +1,82 @@
+"""What a session needs of a connection: four names, so that a simulator can stand in for a socket at no cost.
+
+``recv_into(buffer) -> int`` and ``send(data) -> int`` do not block (they raise BlockingIOError);
+``await wait_readable()`` and ``await wait_writable()`` wait. Then ``half_close()`` and ``close()``, which wakes whoever waits with
+`trio.ClosedResourceError`, and ``peer``, where the connection comes from.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol
+
+import trio
+
+#: Unsent bytes in the kernel below which a socket counts as writable: queues belong in the relay, where an
+#: urgent message can pass them.
+NOTSENT_LOWAT_BYTES = 16_384
+#: A peer that acknowledges nothing for this long is dead, ms.
+USER_TIMEOUT_MS = 60_000
+_TCP_NOTSENT_LOWAT = 25  # Linux; not in the socket module
+
+
+class Transport(Protocol):
+    """See the module's docstring."""
+
+    @property
+    def peer(self) -> str: ...
+    @property
+    def recv_into(self) -> Callable[[Any], int]: ...
+    @property
+    def send(self) -> Callable[[Any], int]: ...
+    @property
+    def wait_readable(self) -> Callable[[], Awaitable[None]]: ...
+    @property
+    def wait_writable(self) -> Callable[[], Awaitable[None]]: ...
+
+    def half_close(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class SocketTransport:
+    """A connected stream socket; its own bound methods are the four names."""
+
+    __slots__ = ("_socket", "peer", "recv_into", "send", "wait_readable", "wait_writable")
+
+    def __init__(self, connected: socket.socket, peer: str) -> None:
+        connected.setblocking(False)
+        if connected.family != socket.AF_UNIX:
+            tune(connected)
+        self._socket = connected
+        self.peer = peer
+        self.recv_into = connected.recv_into
+        self.send = connected.send
+        self.wait_readable = partial(trio.lowlevel.wait_readable, connected)
+        self.wait_writable = partial(trio.lowlevel.wait_writable, connected)
+
+    def half_close(self) -> None:
+        """Send nothing more; the other side sees the end of the stream."""
+        self._socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close the socket; tasks that wait for it get `trio.ClosedResourceError`. Idempotent."""
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+
+
+def tune(connected: socket.socket) -> None:
+    """Options that every TCP connection of this protocol wants, on both sides, where the system has them."""
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (getattr(socket, "TCP_USER_TIMEOUT", None), USER_TIMEOUT_MS),
+        (_TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES),
+    ):
+        if option is not None:
+            with suppress(OSError):
+                connected.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -1,0 +1,370 @@
+"""One connection as a state machine over bytes, for both roles, without any I/O.
+
+    connection = ClientConnection(identity, relay_key)     or   RelayConnection(identity)
+    transport.send(connection.handshake_bytes())           # whenever it returns something
+    connection.receive(data)                               # bytes that arrived
+    while (message := connection.next_message()) is not None:
+        ...
+    transport.send(connection.send(Join("weather")))       # frames, fragments and seals
+
+Theory: bytes -> handshake acts, then records -> plaintext -> frames -> messages, in that order, each layer one
+class. Both halves of the connection follow `wire.states.TRANSITIONS`. A protocol error is final: the method
+raises `RemoteProtocolError` (their fault) or `LocalProtocolError` (ours), and the connection is dead.
+
+Programs that queue frames by urgency (the relay, the client library) do not use `send`: they queue what
+`messages.encode_frame` makes and `seal` it at departure, since sealed records cannot change their order.
+
+This module does not know about time, sockets, randomness or logging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from awesomeconnect.errors import (
+    ErrorCode,
+    HandshakeError,
+    LocalProtocolError,
+    ProtocolError,
+    RemoteProtocolError,
+)
+from awesomeconnect.identity import Identity
+from awesomeconnect.wire.fragments import Reassembler, is_fragmented, piece
+from awesomeconnect.wire.framing import FRAME_OVERHEAD_BYTES, GREETING_FRAME_BYTES, LENGTH_BYTES, FrameReader
+from awesomeconnect.wire.messages import (
+    Anycast,
+    Close,
+    Deliver,
+    Fragment,
+    Hello,
+    Message,
+    Publish,
+    Role,
+    Send,
+    Welcome,
+    class_of,
+    decode_body,
+    deliver_prefix,
+    encode_frame,
+)
+from awesomeconnect.wire.noise import (
+    ACT1_BYTES,
+    ACT2_BYTES,
+    ACT3_BYTES,
+    PREFACE,
+    ClientHandshake,
+    HandshakeResult,
+    RelayHandshake,
+)
+from awesomeconnect.wire.records import MAX_PLAINTEXT, Opener, Sealer
+from awesomeconnect.wire.states import TRANSITIONS, State
+
+#: Payload limit until WELCOME names one, and the relay's default: the ancestor's block batches reach 900 kB.
+DEFAULT_PAYLOAD_BYTES = 1_048_576
+
+_FRAGMENTED = (Publish, Send, Anycast, Deliver)
+_COUNTED = (Publish, Send, Anycast)
+
+
+class Connection:
+    """What both roles share. Use `ClientConnection` or `RelayConnection`.
+
+    Attributes:
+        reader: the frames of the other side's half; the relay binds flows to it.
+        peer_key: the other side's proven Ed25519 key, once the handshake is over.
+        sent_ordinal: PUBLISH, SEND and ANYCAST sent with `send` (programs with queues of their own count
+            themselves); ``reader.ordinal`` counts those received.
+    """
+
+    role: Role
+    peer_role: Role
+
+    __slots__ = (
+        "_act_in",
+        "_act_out",
+        "_opener",
+        "_sealer",
+        "fragments",
+        "handshake_hash",
+        "local_state",
+        "peer_key",
+        "reader",
+        "remote_state",
+        "sent_ordinal",
+    )
+
+    def __init__(self) -> None:
+        self.reader = FrameReader()
+        self.fragments = Reassembler(GREETING_FRAME_BYTES, self.reader.open_classes)
+        self.local_state = State.HANDSHAKE
+        self.remote_state = State.HANDSHAKE
+        self.peer_key = b""
+        self.handshake_hash = b""
+        self.sent_ordinal = 0
+        self._act_in = b""
+        self._act_out = b""
+        self._opener: Opener | None = None
+        self._sealer: Sealer | None = None
+
+    @property
+    def is_established(self) -> bool:
+        """Whether both identities are proven."""
+        return self._opener is not None
+
+    def handshake_bytes(self) -> bytes:
+        """The handshake act that is due, to be sent as it is; empty when none is."""
+        act, self._act_out = self._act_out, b""
+        return act
+
+    def receive(self, data: bytes | memoryview) -> None:
+        """Take bytes that arrived. The messages fed before must have been taken.
+
+        Raises:
+            HandshakeError: the other side failed to prove its identity. Close without a word.
+            RemoteProtocolError: the records or frames are malformed. Send CLOSE with its code.
+        """
+        if self._opener is None:
+            data = self._receive_acts(bytes(data))
+            if self._opener is None:
+                return
+        plaintexts = self._opener.open(data)
+        if plaintexts:
+            self.reader.feed(plaintexts)
+
+    def _receive_acts(self, data: bytes) -> bytes:
+        """Take handshake acts; returns what follows the last one."""
+        data = self._act_in + data
+        while self._opener is None:
+            size = self._expected_act_bytes()
+            if len(data) < size:
+                self._check_beginning(data)
+                break
+            self._take_act(data[:size])
+            data = data[size:]
+        else:
+            self._act_in = b""
+            return data
+        self._act_in = data
+        return b""
+
+    def next_message(self) -> Message | None:
+        """The next message, or None when more bytes are needed.
+
+        On the relay, frames of bound flows are not returned: they are in ``reader.touched``, and must be routed
+        before the message that is returned.
+
+        Raises:
+            RemoteProtocolError: what came is not allowed, here or at all. Send CLOSE with its code.
+        """
+        while (body := self.reader.gather()) is not None:
+            message = self._decoded(body)
+            if message is not None:
+                return message
+        return None
+
+    def _decoded(self, body: bytes) -> Message | None:
+        """Decode a frame and judge it; None for a piece of a frame, and for a kind of the extension space."""
+        message = decode_body(body, self.peer_role)
+        if message is None:
+            return None
+        self.remote_state = _step(self.peer_role, self.remote_state, message, RemoteProtocolError)
+        if type(message) is Fragment:
+            whole = self.fragments.add(message)
+            if whole is None:
+                return None
+            inner = decode_body(whole, self.peer_role)
+            if not isinstance(inner, _FRAGMENTED) or inner.traffic_class != message.traffic_class:
+                raise RemoteProtocolError(
+                    "only an application message of the same class may travel in fragments"
+                )
+            message = inner
+        elif isinstance(message, _FRAGMENTED) and message.traffic_class in self.reader.open_classes:
+            raise RemoteProtocolError(
+                f"a frame of class {message.traffic_class} inside a fragmented frame of that class"
+            )
+        if isinstance(message, _COUNTED):
+            self.reader.ordinal += 1
+        elif type(message) is Close:
+            self.reader.forget()  # whatever follows is decoded, and refused by the state
+        self._note(message)
+        return message
+
+    @property
+    def sealer(self) -> Sealer:
+        """Seals what this side sends, for programs that queue by urgency and use `seal_into`."""
+        if self._sealer is None:
+            raise LocalProtocolError("nothing can be sealed before the handshake is over")
+        return self._sealer
+
+    def seal(self, plaintext: bytes) -> bytes:
+        """One record around at most `MAX_PLAINTEXT` bytes of frames. Send it before the next one is sealed."""
+        return self.sealer.seal(plaintext)
+
+    def send(self, *messages: Message) -> bytes:
+        """The bytes that carry these messages, fragmented and sealed, in this order.
+
+        Raises:
+            LocalProtocolError: a message is not allowed in this state; nothing was changed or sealed.
+        """
+        state = self.local_state
+        for message in messages:
+            state = _step(self.role, state, message, LocalProtocolError)
+        self.local_state = state
+        frames: list[bytes] = []
+        for message in messages:
+            self.sent_ordinal += isinstance(message, _COUNTED)
+            frames += _in_pieces(encode_frame(message), message)
+        return b"".join(self.seal(plaintext) for plaintext in _packed(frames))
+
+    def note_sent(self, message: Message) -> None:
+        """Follow the state machine for a message that goes out by another way than `send`.
+
+        Raises:
+            LocalProtocolError: it is not allowed in this state.
+        """
+        self.local_state = _step(self.role, self.local_state, message, LocalProtocolError)
+
+    def _expected_act_bytes(self) -> int:
+        raise NotImplementedError
+
+    def _take_act(self, act: bytes) -> None:
+        raise NotImplementedError
+
+    def _check_beginning(self, data: bytes) -> None:
+        """Refuse what cannot become an act, before it is complete."""
+
+    def _note(self, message: Message) -> None:
+        """What a received message changes in this role."""
+
+    def _established(self, result: HandshakeResult) -> None:
+        self._sealer = Sealer(result.send_key)
+        self._opener = Opener(result.receive_key)
+        self.peer_key = result.peer_key
+        self.handshake_hash = result.handshake_hash
+        self.local_state = self.remote_state = State.GREETING
+
+    def _set_payload_limit(self, payload_bytes: int) -> None:
+        self.reader.payload_limit = payload_bytes
+        self.reader.limit = self.fragments.limit = payload_bytes + FRAME_OVERHEAD_BYTES
+
+
+class ClientConnection(Connection):
+    """A node's side of a connection.
+
+    Args:
+        identity: proves who the node is.
+        relay_key: the Ed25519 key that the relay must prove, from its address.
+
+    Attributes:
+        limits: the relay's limits, once WELCOME was received.
+    """
+
+    __slots__ = ("_handshake", "limits")
+    role = Role.CLIENT
+    peer_role = Role.RELAY
+
+    def __init__(self, identity: Identity, relay_key: bytes) -> None:
+        super().__init__()
+        self.limits: Mapping[str, int] = {}
+        self._handshake = ClientHandshake(identity, relay_key)
+        self._act_out = self._handshake.act1()
+
+    def next_message(self) -> Message | None:
+        """The next message, or None when more bytes are needed.
+
+        Raises:
+            RemoteProtocolError: what came is not allowed, here or at all. Send CLOSE with its code.
+        """
+        # A DELIVER with a head seen before differs in its payload only: it needs no decoding.
+        while (found := self.reader.next_frame()) is not None:
+            template, data = found
+            message = self._decoded(data) if template is None else template.with_payload(data)
+            if message is not None:
+                return message
+        return None
+
+    def _expected_act_bytes(self) -> int:
+        return ACT2_BYTES
+
+    def _take_act(self, act: bytes) -> None:
+        self._handshake.read_act2(act)
+        self._act_out = self._handshake.act3()
+        self._established(self._handshake.result)
+
+    def _note(self, message: Message) -> None:
+        if type(message) is Welcome:
+            self.limits = message.limits
+            self._set_payload_limit(message.limits.get("payload_bytes", DEFAULT_PAYLOAD_BYTES))
+        elif type(message) is Deliver:
+            prefix = deliver_prefix(
+                message.mode, message.sender, message.room, message.traffic_class, message.content
+            )
+            self.reader.bind(prefix, message.with_payload(b""))
+
+
+class RelayConnection(Connection):
+    """The relay's side of a connection.
+
+    Args:
+        identity: proves which relay this is.
+        payload_bytes: the payload limit that WELCOME will announce.
+    """
+
+    __slots__ = ("_act_1_taken", "_handshake", "_payload_bytes")
+    role = Role.RELAY
+    peer_role = Role.CLIENT
+
+    def __init__(self, identity: Identity, payload_bytes: int = DEFAULT_PAYLOAD_BYTES) -> None:
+        super().__init__()
+        self._handshake = RelayHandshake(identity)
+        self._payload_bytes = payload_bytes
+        self._act_1_taken = False
+
+    def _expected_act_bytes(self) -> int:
+        return ACT3_BYTES if self._act_1_taken else ACT1_BYTES
+
+    def _take_act(self, act: bytes) -> None:
+        if self._act_1_taken:
+            self._handshake.read_act3(act)
+            self._established(self._handshake.result)
+        else:
+            self._handshake.read_act1(act)
+            self._act_out = self._handshake.act2()
+            self._act_1_taken = True
+
+    def _check_beginning(self, data: bytes) -> None:
+        if not self._act_1_taken and data[: len(PREFACE)] != PREFACE[: len(data)]:
+            raise HandshakeError("not an AwesomeConnect client: the first bytes are another protocol's")
+
+    def _note(self, message: Message) -> None:
+        if type(message) is Hello:
+            self._set_payload_limit(self._payload_bytes)
+
+
+def _step(role: Role, state: State, message: Message, error: type[ProtocolError]) -> State:
+    """The state of a half after ``message``."""
+    following = TRANSITIONS[role][state].get(type(message))
+    if following is None:
+        raise error(
+            f"{type(message).__name__} from the {role.value} in state {state.name}",
+            ErrorCode.UNEXPECTED_MESSAGE,
+        )
+    return following
+
+
+def _in_pieces(whole: bytes, message: Message) -> list[bytes]:
+    """The frames that carry a frame: itself, or its fragments."""
+    if not is_fragmented(whole):
+        return [whole]
+    pieces = []
+    offset = LENGTH_BYTES
+    while offset < len(whole):
+        fragment, offset = piece(whole, offset, class_of(message), MAX_PLAINTEXT)
+        pieces.append(fragment)
+    return pieces
+
+
+def _packed(frames: list[bytes]) -> list[bytes]:
+    """Frames joined into as few records' plaintexts as they fit; a longer one is spread over several."""
+    data = b"".join(frames)
+    return [data[at : at + MAX_PLAINTEXT] for at in range(0, len(data), MAX_PLAINTEXT)]

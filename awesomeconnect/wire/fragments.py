@@ -1,0 +1,102 @@
+"""Large frames in pieces, so that an urgent message waits for one piece and never for a whole upload.
+
+One fragmented frame may be open per traffic class and direction, which is why fragments need no identifiers.
+Pieces of different classes interleave freely. The pieces together are one CBOR array without a length.
+"""
+
+from __future__ import annotations
+
+from awesomeconnect.errors import ErrorCode, RemoteProtocolError
+from awesomeconnect.wire.framing import FRAGMENT_ABOVE_BYTES, LENGTH_BYTES, frame
+from awesomeconnect.wire.messages import Fragment, FragmentEnd, payload_head
+
+#: Four pieces with their heads, and a small control frame, fill one record of 65,519 bytes.
+CHUNK_BYTES = 16_320
+#: length 4, array 1, kind 1, class 1, end 1, byte string head 3
+FRAGMENT_HEAD_BYTES = 11
+
+
+def is_fragmented(entry: bytes) -> bool:
+    """Whether this queue entry is a single frame that travels in pieces (several small frames do not)."""
+    if len(entry) <= FRAGMENT_ABOVE_BYTES:
+        return False
+    return int.from_bytes(entry[:LENGTH_BYTES], "big") + LENGTH_BYTES == len(entry)
+
+
+def piece(large_frame: bytes, offset: int, traffic_class: int, room_bytes: int) -> tuple[bytes, int]:
+    """The FRAGMENT frame that carries a large frame on from ``offset``.
+
+    Args:
+        large_frame: with its length prefix, which is not sent.
+        offset: bytes of it already sent, at least `LENGTH_BYTES`.
+        room_bytes: at most this long.
+
+    Returns:
+        The frame and the offset that follows it; an empty frame when the room is too small for a useful piece.
+    """
+    rest = len(large_frame) - offset
+    size = min(CHUNK_BYTES, rest, room_bytes - FRAGMENT_HEAD_BYTES)
+    if size < min(CHUNK_BYTES, rest):
+        return b"", offset
+    end = FragmentEnd.LAST if size == rest else FragmentEnd.MORE
+    head = bytes((0x84, Fragment.KIND, traffic_class, end))
+    following = offset + size
+    return frame(b"".join((head, payload_head(size), large_frame[offset:following]))), following
+
+
+class Reassembler:
+    """The fragmented frames that are open in one direction, at most one a class.
+
+    Args:
+        open_classes: shared with the `FrameReader`, which refuses other frames of these classes.
+    """
+
+    __slots__ = ("_chunks", "_held", "limit", "open_classes")
+
+    def __init__(self, limit: int, open_classes: set[int]) -> None:
+        self.limit = limit
+        self.open_classes = open_classes
+        self._chunks: dict[int, list[bytes]] = {}
+        self._held: dict[int, int] = {}
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all open frames."""
+        return sum(self._held.values())
+
+    def add(self, fragment: Fragment) -> bytes | None:
+        """Take one fragment.
+
+        Returns:
+            The whole body when this was its last piece, else None.
+
+        Raises:
+            RemoteProtocolError: the frame grew over the limit, or an abort came with nothing open.
+        """
+        traffic_class = fragment.traffic_class
+        if fragment.end == FragmentEnd.ABORT:
+            if traffic_class not in self._chunks:
+                raise RemoteProtocolError(
+                    f"abort of class {traffic_class}, where no fragmented frame is open"
+                )
+            self._close(traffic_class)
+            return None
+        held = self._held.get(traffic_class, 0) + len(fragment.chunk)
+        if held > self.limit:
+            raise RemoteProtocolError(
+                f"fragmented frame of over {self.limit} bytes", ErrorCode.FRAME_TOO_LARGE
+            )
+        chunks = self._chunks.setdefault(traffic_class, [])
+        chunks.append(fragment.chunk)
+        if fragment.end == FragmentEnd.MORE:
+            self._held[traffic_class] = held
+            self.open_classes.add(traffic_class)
+            return None
+        body = b"".join(chunks)
+        self._close(traffic_class)
+        return body
+
+    def _close(self, traffic_class: int) -> None:
+        del self._chunks[traffic_class]
+        self._held.pop(traffic_class, None)
+        self.open_classes.discard(traffic_class)

@@ -1,0 +1,47 @@
+"""What is asked of every system under test, in numbers. Knows neither protocols nor processes."""
+
+from __future__ import annotations
+
+import attrs
+
+ROOM = "bench"
+
+
+@attrs.frozen
+class Workload:
+    """One room and the traffic through it.
+
+    `publishers` connections outside the room publish to it, in turn; 0 means that the members themselves do.
+    `pack` messages leave in one send() (for the relay: in one record). At most `window` messages are
+    published and not yet received by every member. `payload_bytes` is the application's part of a message.
+    """
+
+    name: str
+    payload_bytes: int
+    publishers: int
+    members: int
+    pack: int
+    window: int = attrs.field()
+
+    @window.validator
+    def _holds_a_batch(self, attribute: attrs.Attribute[int], window: int) -> None:
+        if window < self.pack:
+            raise ValueError(
+                f"{self.name}: a window of {window} messages never lets {self.pack} at once leave"
+            )
+
+    @property
+    def deliveries_per_message(self) -> int:
+        return self.members if self.publishers else self.members - 1
+
+
+# `pair16k`: 3 frames fill a record; the window stays below the relay's high-water mark of 1 MiB a queue.
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload("fanout", payload_bytes=128, publishers=1, members=100, pack=8, window=256),
+        Workload("pair", payload_bytes=128, publishers=1, members=1, pack=64, window=1024),
+        Workload("room", payload_bytes=200, publishers=0, members=20, pack=8, window=256),
+        Workload("pair16k", payload_bytes=16_384, publishers=1, members=1, pack=3, window=48),
+    )
+}
