@@ -162,18 +162,14 @@ class Refused(AwesomeConnectError):
 
     for_code: ClassVar[dict[int, type[Refused]]] = {}
 
-    def __init__(
-        self, message: str, code: int, *, retry_after_ms: int = 0, ordinals: range = range(0)
-    ) -> None:
+    def __init__(self, message: str, code: int, *, retry_after_ms: int = 0, ordinals: range = range(0)) -> None:
         super().__init__(message)
         self.code = code
         self.retry_after_ms = retry_after_ms
         self.ordinals = ordinals
 
     @classmethod
-    def from_code(
-        cls, code: int, about: str, *, retry_after_ms: int = 0, ordinals: range = range(0)
-    ) -> Refused:
+    def from_code(cls, code: int, about: str, *, retry_after_ms: int = 0, ordinals: range = range(0)) -> Refused:
         """The exception class of ``code``, with a text that says what happened and what to do."""
         text = f"{about}: {_ADVICE.get(code, code_label(code))}"
         kind = cls.for_code.get(code, Refused)

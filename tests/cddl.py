@@ -38,7 +38,7 @@ class Schema:
     """The rules of a CDDL text; ``accepts(rule, value)`` judges a decoded value."""
 
     def __init__(self, source: str) -> None:
-        self._tokens = _TOKEN.findall(re.sub(r";.*", "", source))
+        self._tokens: list[str] = _TOKEN.findall(re.sub(r";.*", "", source))
         self._rules: dict[str, Check] = {}
         while self._tokens:
             name = self._take()
@@ -81,19 +81,19 @@ class Schema:
         )
 
     def _single(self) -> Check:
-        token = self._take()
-        if token.isdigit():
-            return _integer(int(token), int(self._take() if self._skip("..") else token))
-        if token == "(":
+        first = self._take()
+        if first.isdigit():
+            return _integer(int(first), int(self._take() if self._skip("..") else first))
+        if first == "(":
             check = self._type()
             self._expect(")")
             return check
-        if token == "[":
+        if first == "[":
             return self._array()
-        if token == "{":
+        if first == "{":
             return self._map()
-        assert token[0].isalpha(), f"{token} where a type is due"
-        return lambda value: self.accepts(token, value)
+        assert first[0].isalpha(), f"{first} where a type is due"
+        return lambda value: self.accepts(first, value)
 
     def _occurrence(self) -> range | None:
         """How often the next member may come; None when nothing is said."""
@@ -107,7 +107,7 @@ class Schema:
             item = self._type()
             self._expect("]")
             return lambda value: type(value) is list and len(value) in times and all(map(item, value))
-        members = []
+        members: list[Check] = []
         while not members or self._skip(","):
             if self._tokens[1] == ":":
                 del self._tokens[:2]  # a member's name means nothing in an array
@@ -127,8 +127,5 @@ class Schema:
         item = self._type()
         self._expect("}")
         return lambda value: (
-            type(value) is dict
-            and len(value) in times
-            and all(map(key, value))
-            and all(map(item, value.values()))
+            type(value) is dict and len(value) in times and all(map(key, value)) and all(map(item, value.values()))
         )

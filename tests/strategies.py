@@ -6,7 +6,7 @@ side may send.
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
@@ -36,9 +36,7 @@ positives = uints.filter(bool)
 keys = st.binary(min_size=32, max_size=32)
 room_texts = text(1, 128)  # any room that a message can carry, a valid name or not
 owners = keys.map(bytes.hex)
-room_names = text(1, 128).filter(lambda name: m.room_name_problem(name) is None) | owners.map(
-    "@{}/room".format
-)
+room_names = text(1, 128).filter(lambda name: m.room_name_problem(name) is None) | owners.map("@{}/room".format)
 names = text(1, 64)
 traffic_classes = st.integers(0, 6)
 contents = st.integers(0, 23)
@@ -48,11 +46,7 @@ tokens = octets(0, 32)
 eight_bytes = st.binary(min_size=8, max_size=8)
 alternates = tuples(text(1, 256), 16)
 attribute_values = (
-    st.none()
-    | st.booleans()
-    | st.integers(-MAX_UINT - 1, MAX_UINT)
-    | st.text(max_size=8)
-    | st.binary(max_size=8)
+    st.none() | st.booleans() | st.integers(-MAX_UINT - 1, MAX_UINT) | st.text(max_size=8) | st.binary(max_size=8)
 )
 attributes = st.dictionaries(text(1, 16), attribute_values, max_size=16)
 limits = st.dictionaries(names, uints, max_size=8)
@@ -71,11 +65,11 @@ fragments = (
     | st.builds(m.Fragment, traffic_classes, st.just(m.FragmentEnd.ABORT), st.just(b""))
 )
 room_modes = st.sampled_from([m.Mode.BROADCAST, m.Mode.ANYCAST])
-delivers = st.builds(
-    m.Deliver, room_modes, keys, room_texts, traffic_classes, contents, payloads
-) | st.builds(m.Deliver, st.just(m.Mode.UNICAST), keys, st.none(), traffic_classes, contents, payloads)
+delivers = st.builds(m.Deliver, room_modes, keys, room_texts, traffic_classes, contents, payloads) | st.builds(
+    m.Deliver, st.just(m.Mode.UNICAST), keys, st.none(), traffic_classes, contents, payloads
+)
 
-MESSAGES: dict[type, SearchStrategy[Message]] = {
+MESSAGES: dict[type[Any], SearchStrategy[Message]] = {
     m.Hello: st.builds(m.Hello, uints, incarnations, uints, attributes, tuples(room_intents, 256)),
     m.Welcome: st.builds(m.Welcome, uints, eight_bytes, limits, contracts, alternates),
     m.Close: st.builds(m.Close, uints, text(0, 256)),
@@ -87,9 +81,7 @@ MESSAGES: dict[type, SearchStrategy[Message]] = {
     m.Leave: st.builds(m.Leave, room_texts),
     m.Left: st.builds(m.Left, room_texts, uints),
     m.Members: st.builds(m.Members, room_texts, uints),
-    m.MembersPage: st.builds(
-        m.MembersPage, room_texts, uints, uints, tuples(members, 4_096), st.none() | uints
-    ),
+    m.MembersPage: st.builds(m.MembersPage, room_texts, uints, uints, tuples(members, 4_096), st.none() | uints),
     m.Presence: st.builds(m.Presence, room_texts, uints, uints, tuples(keys, 4_096), tuples(members, 4_096)),
     m.Present: st.builds(m.Present, room_texts, capabilities),
     m.Contract: st.builds(m.Contract, st.none() | room_texts, uints, contracts),
@@ -98,9 +90,7 @@ MESSAGES: dict[type, SearchStrategy[Message]] = {
     m.Anycast: st.builds(m.Anycast, room_texts, traffic_classes, contents, payloads),
     m.Deliver: delivers,
     m.Reject: st.builds(m.Reject, positives, positives, uints, uints),
-    m.Gap: st.builds(
-        m.Gap, st.none() | room_texts, st.none() | keys, traffic_classes, positives, uints, uints
-    ),
+    m.Gap: st.builds(m.Gap, st.none() | room_texts, st.none() | keys, traffic_classes, positives, uints, uints),
     m.Pause: st.builds(m.Pause, targets, traffic_classes, uints),
     m.Resume: st.builds(m.Resume, targets, traffic_classes),
     m.Stats: st.builds(m.Stats),
@@ -119,9 +109,9 @@ def _obeys_target(message: Message, sender: m.Role) -> bool:
 client_messages: SearchStrategy[Message] = st.one_of(
     *(MESSAGES[kind] for kind in get_args(m.ClientMessage))
 ).filter(lambda message: _obeys_target(message, m.Role.CLIENT))
-relay_messages: SearchStrategy[Message] = st.one_of(
-    *(MESSAGES[kind] for kind in get_args(m.RelayMessage))
-).filter(lambda message: _obeys_target(message, m.Role.RELAY))
+relay_messages: SearchStrategy[Message] = st.one_of(*(MESSAGES[kind] for kind in get_args(m.RelayMessage))).filter(
+    lambda message: _obeys_target(message, m.Role.RELAY)
+)
 messages = st.one_of(*MESSAGES.values())
 """Any message of either side."""
 

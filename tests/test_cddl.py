@@ -82,7 +82,7 @@ def test_every_class_is_drawn_and_valid(message: type) -> None:
 
 
 # Values at the edges of what some field may be.
-EDGES = st.sampled_from(
+EDGES: st.SearchStrategy[Any] = st.sampled_from(
     [
         *(None, True, -1, 0, 1, 2, 3, 4, 6, 7, 23, 24, (1 << 64) - 1, -(1 << 64)),
         *(b"", bytes(7), bytes(8), bytes(9), bytes(31), bytes(32), bytes(33), bytes(1_023), bytes(1_024)),

@@ -42,6 +42,7 @@ class Traffic:
     delivered_messages: int = 0
     delivered_bytes: int = 0
     rejected_messages: int = 0
+    receiver_gone_messages: int = 0
     gap_messages: int = 0
 
 
@@ -80,6 +81,8 @@ class Router:
         reader: its frames; flows are bound to it.
         traffic: the relay's counters.
         touched: queues that something was put into; whoever flushes them empties it.
+        unicasts: ``(queue, class, first ordinal, count)`` of what went to a single receiver; the caller empties it,
+            and remembers those that its flush left in the queue.
         refuse: called for refused messages.
         congested: called when a receiver's queue is above its high-water mark.
     """
@@ -94,6 +97,7 @@ class Router:
         "_streams",
         "_touched",
         "_traffic",
+        "_unicasts",
     )
 
     def __init__(
@@ -104,6 +108,7 @@ class Router:
         reader: FrameReader,
         traffic: Traffic,
         touched: dict[Any, None],
+        unicasts: list[tuple[Any, int, int, int]],
         refuse: Refusal,
         congested: Congestion,
     ) -> None:
@@ -113,6 +118,7 @@ class Router:
         self._reader = reader
         self._traffic = traffic
         self._touched = touched
+        self._unicasts = unicasts
         self._refuse = refuse
         self._congested = congested
         self._streams: dict[tuple[Room | Peer, int], Stream] = {}
@@ -135,6 +141,10 @@ class Router:
                     if other is stream:
                         self._refuse(first, count, code)
                 self._traffic.rejected_messages += stream.frames
+            elif type(stream.target) is Peer:
+                for other, first, count in runs:
+                    if other is stream:
+                        self._unicasts.append((stream.target.egress, stream.traffic_class, first, count))
             stream.parts = []
             stream.frames = stream.received_bytes = 0
         return work
@@ -194,6 +204,7 @@ class Router:
             self._congested(room, message.traffic_class, chosen)
         room.messages += 1
         self._touched[chosen] = None
+        self._unicasts.append((chosen, message.traffic_class, ordinal, 1))
         self._count(1, len(frame), 1)
         return 1
 
@@ -214,9 +225,10 @@ class Router:
         stream.parts = []
         stream.frames = 0
         if code:
-            self._traffic.rejected_messages += 1
-            self._refuse(ordinal, 1, code)
-        elif len(message.payload) <= FRAGMENT_ABOVE_BYTES:
+            return self._refused(ordinal, code)
+        if type(target) is Peer:
+            self._unicasts.append((target.egress, message.traffic_class, ordinal, 1))
+        if len(message.payload) <= FRAGMENT_ABOVE_BYTES:
             self._bind(message, stream, out_prefix)
         return work
 
@@ -265,7 +277,7 @@ class Router:
                 continue
             for blob in blobs:
                 if not egress.push(traffic_class, blob):
-                    lost = 1 if len(blobs) == 1 and frames == 1 else _count_frames(blob)
+                    lost = 1 if len(blobs) == 1 and frames == 1 else count_frames(blob)
                     egress.lose(traffic_class, room.name, lost, len(blob))
                     self._traffic.gap_messages += lost
             if egress.queued[traffic_class] > egress.limits.high_water_bytes:
@@ -302,15 +314,14 @@ def _blobs(parts: list[bytes]) -> list[bytes]:
     """Parts joined into as few blobs as fit records; a large frame is alone."""
     if len(parts) == 1:
         return parts
-    blob = b"".join(parts)
-    if len(blob) <= MAX_PLAINTEXT:
-        return [blob]
+    if sum(map(len, parts)) <= MAX_PLAINTEXT:
+        return [b"".join(parts)]
     blobs: list[bytes] = []
     joined: list[bytes] = []
     size = 0
     for part in parts:
         if size + len(part) > MAX_PLAINTEXT:
-            blobs.append(b"".join(joined))
+            blobs.append(b"".join(joined))  # a single part is not copied
             joined, size = [], 0
         joined.append(part)
         size += len(part)
@@ -318,7 +329,7 @@ def _blobs(parts: list[bytes]) -> list[bytes]:
     return blobs
 
 
-def _count_frames(blob: bytes) -> int:
+def count_frames(blob: bytes) -> int:
     count = at = 0
     while at < len(blob):
         at += LENGTH_BYTES + int.from_bytes(blob[at : at + LENGTH_BYTES], "big")

@@ -96,6 +96,7 @@ class Session:
         "_router",
         "_stalled",
         "_touched",
+        "_unicasts",
         "_transport",
         "attributes",
         "close_by",
@@ -122,9 +123,8 @@ class Session:
         self._peer: Peer | None = None  # holding the slot keeps it alive
         self._router: Router | None = None
         self._touched: dict[Outlet, None] = {}
-        self._paused: dict[tuple[Any, int], float] | None = (
-            None  # (target, class) -> when PAUSE may be repeated
-        )
+        self._unicasts: list[tuple[Outlet, int, int, int]] = []
+        self._paused: dict[tuple[Any, int], float] | None = None  # (target, class) -> when PAUSE may be repeated
         self._stalled = (0, 0)  # (bytes sent, tick) when the sweeper last saw progress
 
     async def run(self) -> None:
@@ -147,7 +147,7 @@ class Session:
             await self._refuse_connection(RemoteProtocolError("", ErrorCode.INTERNAL_ERROR))
         finally:
             self._depart()
-            self.outlet.disconnect()
+            self._house.traffic.receiver_gone_messages += self.outlet.disconnect()
             self._transport.close()
             self._house.forget(self)
 
@@ -165,7 +165,11 @@ class Session:
         frame = encode_frame(message)
         traffic_class = class_of(message)
         if is_barrier(message):
+            if type(message) is Close:
+                self.outlet.held = 0  # CLOSE ends every PAUSE
             self.outlet.push_barrier(frame)
+        elif type(message) is Joined:
+            self.outlet.push_in_order(frame)
         elif traffic_class == CONTROL:
             self.outlet.push_control(frame)
         else:
@@ -348,6 +352,11 @@ class Session:
                 work = 0
                 with trio.CancelScope(shield=True):
                     await trio.lowlevel.checkpoint()
+        if self._unicasts:
+            for outlet, traffic_class, first, count in self._unicasts:
+                if outlet.queued[traffic_class]:
+                    outlet.owe(traffic_class, self._on_receiver_gone, first, count)
+            self._unicasts.clear()
         if self.outlet.queued[CONTROL] > self._house.settings.control_bytes:
             raise RemoteProtocolError("answers are not read", ErrorCode.SLOW_RECEIVER)
         return sent
@@ -355,7 +364,6 @@ class Session:
     async def _finish(self) -> None:
         """The client said CLOSE: what is queued for it still leaves, then our own CLOSE."""
         self._depart()
-        self.outlet.held = 0  # it reads to the end now
         self.tell(Close(ErrorCode.OK))
         await self._linger()
         raise EOFError("the client closed the connection")
@@ -365,7 +373,7 @@ class Session:
         self._depart()
         if self._connection.local_state in (State.HANDSHAKE, State.CLOSED):
             return
-        self.outlet.clear()
+        self._house.traffic.receiver_gone_messages += self.outlet.drop()
         self.tell(Close(error.code, str(error)[:200]))
         await self._linger()
 
@@ -409,6 +417,7 @@ class Session:
                 self._connection.reader,
                 house.traffic,
                 self._touched,
+                self._unicasts,
                 self._on_refused,
                 self._on_congested,
             )
@@ -425,6 +434,12 @@ class Session:
 
     def _on_refused(self, first: int, count: int, code: ErrorCode) -> None:
         self.tell(Reject(first, count, code))
+
+    def _on_receiver_gone(self, first: int, count: int) -> None:
+        """Messages that were accepted for a receiver are lost, because it disconnected first."""
+        if self.close_by is None and self._peer is not None:
+            self.tell(Reject(first, count, ErrorCode.RECEIVER_GONE))
+            self.outlet.flush_soon()
 
     def _on_congested(self, target: Room | Peer, traffic_class: int, egress: Any) -> None:
         """A receiver's queue is above its high-water mark: ask this sender to pause, at most every 100 ms."""

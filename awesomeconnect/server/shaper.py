@@ -7,13 +7,15 @@ goes on in its own time. There is one writer at any moment: while a shaper runs,
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import trio
 
 from awesomeconnect.server.transport import Transport
-from awesomeconnect.shaping.egress import CLASSES, Egress, EgressLimits
+from awesomeconnect.relay.flows import count_frames
+from awesomeconnect.shaping.egress import CLASSES, CONTROL, Egress, EgressLimits
 from awesomeconnect.wire.records import MAX_PLAINTEXT, Sealer
 
 #: What one flush or one wake-up of a shaper sends at most, so that nobody holds the loop.
@@ -36,6 +38,7 @@ class Outlet(Egress):
     __slots__ = (
         "_drained",
         "_failed",
+        "_owed",
         "_sealer",
         "_start",
         "_transport",
@@ -60,6 +63,8 @@ class Outlet(Egress):
         self._unsent = b""  # what the socket did not take of the last sealed record
         self.blocked = False
         self.sent_bytes = 0
+        # class -> (what must have departed for it to be gone, whom to tell, first ordinal, count)
+        self._owed: dict[int, deque[tuple[int, Callable[[int, int], None], int, int]]] | None = None
         self._drained: trio.Event | None = None
         self.resumes: dict[tuple[int, Any, Any], bytes] | None = None
 
@@ -98,13 +103,50 @@ class Outlet(Egress):
                 self._drained = trio.Event()
             await self._drained.wait()
 
-    def disconnect(self) -> None:
-        """The connection is over: drop what is queued, and let go of the session."""
+    def owe(self, traffic_class: int, gone: Callable[[int, int], None], first: int, count: int) -> None:
+        """Remember who sent what still waits for this receiver alone; it is told if the receiver disconnects first.
+
+        Args:
+            gone: called with the first ordinal and the count.
+        """
+        if self._owed is None:
+            self._owed = {}
+        owed = self._owed.setdefault(traffic_class, deque())
+        while owed and owed[0][0] <= self.departed[traffic_class]:
+            owed.popleft()
+        mark = self.departed[traffic_class] + self.queued[traffic_class]
+        if owed and owed[-1][1] == gone and owed[-1][2] + owed[-1][3] == first:
+            first, count = owed[-1][2], owed[-1][3] + count
+            owed.pop()
+        owed.append((mark, gone, first, count))
+
+    def drop(self) -> int:
+        """Drop what is queued, and tell those who sent it to this receiver alone.
+
+        Returns:
+            Application messages dropped.
+        """
+        owed, self._owed = self._owed, None
+        if owed:
+            for traffic_class, messages in owed.items():
+                for mark, gone, first, count in messages:
+                    if mark > self.departed[traffic_class]:
+                        gone(first, count)
+        dropped = sum(map(count_frames, self.entries())) if self.ready & ~(1 << CONTROL) else 0
+        self.clear()
+        return dropped
+
+    def disconnect(self) -> int:
+        """The connection is over: `drop` what is queued, and let go of the session.
+
+        Returns:
+            Application messages dropped.
+        """
         self._sealer = None
         self._unsent = b""
         self.resumes = None
         self._failed = _nothing
-        self.clear()
+        return self.drop()
 
     def _send(self) -> bool:
         """Seal and send record by record; False when the socket takes no more, or after a turn's worth."""
@@ -136,9 +178,8 @@ class Outlet(Egress):
         except BlockingIOError:
             return False
         except OSError:
-            failed = self._failed
-            self.disconnect()
-            failed()
+            self._sealer = None
+            self._failed()
         return True
 
     async def _shape(self) -> None:
@@ -149,7 +190,7 @@ class Outlet(Egress):
                 if self._sealer is None or self._send():
                     break
         except (trio.ClosedResourceError, OSError):
-            self.disconnect()
+            self._sealer = None
         finally:
             self.blocked = False
             if self._drained is not None:

@@ -182,9 +182,7 @@ class Relay:
                 except OSError as error:
                     if error.errno in _EXHAUSTED:
                         if not self.events.get("accept_pauses"):
-                            log.error(
-                                "cannot accept connections: %s; raise the limit (ulimit -n)", error.strerror
-                            )
+                            log.error("cannot accept connections: %s; raise the limit (ulimit -n)", error.strerror)
                         self.count("accept_pauses")
                         await trio.sleep(ACCEPT_PAUSE_S)
                         break

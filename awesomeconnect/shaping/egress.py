@@ -18,6 +18,9 @@ Both the relay and the client library send through this queue. It knows neither 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from itertools import chain
+from operator import add
 
 from attrs import frozen
 
@@ -53,6 +56,7 @@ class Egress:
 
     Attributes:
         queued: bytes waiting, per class.
+        departed: bytes that have left, per class: queued bytes are at ``departed + queued``.
         ready: bit ``c`` is set while class ``c`` has something queued.
         held: bit ``c`` is set while the receiver has paused class ``c``.
         total: bytes waiting in all classes.
@@ -65,6 +69,7 @@ class Egress:
         "_gaps",
         "_offsets",
         "_queues",
+        "departed",
         "held",
         "limits",
         "queued",
@@ -75,6 +80,7 @@ class Egress:
     def __init__(self, limits: EgressLimits) -> None:
         self.limits = limits
         self.queued = [0] * CLASSES
+        self.departed = [0] * CLASSES
         self.ready = 0
         self.held = 0
         self.total = 0
@@ -82,12 +88,8 @@ class Egress:
         # Made on first use, so that an idle connection stays small:
         self._caps: dict[int, int] | None = None  # lowered caps of classes that have overflowed
         self._gaps: dict[tuple[int, str], list[int]] | None = None  # (class, room) -> [messages, bytes]
-        self._offsets: dict[int, int] | None = (
-            None  # bytes already sent of the large frame that heads a class
-        )
-        self._barriers: deque[tuple[list[int], bytes]] | None = (
-            None  # bytes per class still to leave before it
-        )
+        self._offsets: dict[int, int] | None = None  # bytes already sent of the large frame heading a class
+        self._barriers: deque[tuple[list[int], bytes]] | None = None  # what must have departed before it
 
     def push(self, traffic_class: int, entry: bytes) -> bool:
         """Queue an entry: a blob of whole frames that fits a record, or one large frame.
@@ -113,14 +115,21 @@ class Egress:
         self._append(CONTROL, frame)
 
     def push_barrier(self, frame: bytes) -> None:
-        """Queue a control frame that leaves after everything queued until now, in all classes."""
+        """Queue a control frame that leaves after everything queued until now, but for paused classes."""
         self._place_gaps(0)
         if not self.ready:
             self.push_control(frame)
             return
         if self._barriers is None:
             self._barriers = deque()
-        self._barriers.append((self.queued.copy(), frame))
+        self._barriers.append(([*map(add, self.departed, self.queued)], frame))
+
+    def push_in_order(self, frame: bytes) -> None:
+        """Queue a control frame that no earlier barrier may follow: JOIN, JOINED and MEMBERS after LEAVE or LEFT."""
+        if self._barriers:
+            self.push_barrier(frame)
+        else:
+            self.push_control(frame)
 
     def lose(self, traffic_class: int, room: str, messages: int, size: int) -> None:
         """Note messages of a room that found the queue full; a GAP takes their place."""
@@ -160,10 +169,15 @@ class Egress:
             if len(queue) == 1 and len(queue[0]) <= FRAGMENT_ABOVE_BYTES:
                 entry = queue.popleft()
                 self.queued[traffic_class] = 0
+                self.departed[traffic_class] += len(entry)
                 self.ready &= ~leaving
                 self.total -= len(entry)
                 return entry
         return self._take(limit)
+
+    def entries(self) -> Iterator[bytes]:
+        """Everything that waits, most urgent first; a large frame whole, though a part of it may have left."""
+        return chain.from_iterable(queue for queue in reversed(self._queues) if queue)
 
     def clear(self) -> None:
         """Drop everything: the connection is gone."""
@@ -223,10 +237,8 @@ class Egress:
 
     def _left(self, traffic_class: int, size: int) -> None:
         self.queued[traffic_class] -= size
+        self.departed[traffic_class] += size
         self.total -= size
-        if self._barriers:
-            for before, _frame in self._barriers:
-                before[traffic_class] -= size
 
     def _raise_barriers(self) -> bool:
         """Queue the barriers whose time has come; whether there were any."""
@@ -234,10 +246,16 @@ class Egress:
             self._barriers = None
             return False
         raised = False
-        while self._barriers and max(self._barriers[0][0]) <= 0:
+        while self._barriers and self._may_leave(self._barriers[0][0]):
             self.push_control(self._barriers.popleft()[1])
             raised = True
         return raised
+
+    def _may_leave(self, before: list[int]) -> bool:
+        return all(
+            departed >= mark or self.held >> traffic_class & 1
+            for traffic_class, (departed, mark) in enumerate(zip(self.departed, before, strict=True))
+        )
 
     def _overflowed(self, traffic_class: int) -> None:
         if self._caps is None:

@@ -125,9 +125,7 @@ def _read_array(data: bytes, at: int, count: int, depth: int, budget: list[int])
     return array, at
 
 
-def _read_map(
-    data: bytes, at: int, count: int, depth: int, budget: list[int]
-) -> tuple[dict[str, object], int]:
+def _read_map(data: bytes, at: int, count: int, depth: int, budget: list[int]) -> tuple[dict[str, object], int]:
     if count > MAX_MAP_ENTRIES:
         raise _refused(at, f"a map of more than {MAX_MAP_ENTRIES} entries")
     _open(data, at, 2 * count, depth, budget)

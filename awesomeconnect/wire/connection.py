@@ -174,9 +174,7 @@ class Connection:
                 return None
             inner = decode_body(whole, self.peer_role)
             if not isinstance(inner, _FRAGMENTED) or inner.traffic_class != message.traffic_class:
-                raise RemoteProtocolError(
-                    "only an application message of the same class may travel in fragments"
-                )
+                raise RemoteProtocolError("only an application message of the same class may travel in fragments")
             message = inner
         elif isinstance(message, _FRAGMENTED) and message.traffic_class in self.reader.open_classes:
             raise RemoteProtocolError(

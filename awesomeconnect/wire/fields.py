@@ -123,9 +123,7 @@ def named(value_is_good: Callable[[Any], bool], what: str, most: int = cbor.MAX_
             or not all(is_text(name, 1, MAX_NAME_BYTES) for name in value)
             or not all(map(value_is_good, value.values()))
         ):
-            refuse(
-                message, attribute, f"a map of at most {most} names of 1 to {MAX_NAME_BYTES} bytes to {what}"
-            )
+            refuse(message, attribute, f"a map of at most {most} names of 1 to {MAX_NAME_BYTES} bytes to {what}")
 
     return check
 

@@ -76,16 +76,12 @@ class Reassembler:
         traffic_class = fragment.traffic_class
         if fragment.end == FragmentEnd.ABORT:
             if traffic_class not in self._chunks:
-                raise RemoteProtocolError(
-                    f"abort of class {traffic_class}, where no fragmented frame is open"
-                )
+                raise RemoteProtocolError(f"abort of class {traffic_class}, where no fragmented frame is open")
             self._close(traffic_class)
             return None
         held = self._held.get(traffic_class, 0) + len(fragment.chunk)
         if held > self.limit:
-            raise RemoteProtocolError(
-                f"fragmented frame of over {self.limit} bytes", ErrorCode.FRAME_TOO_LARGE
-            )
+            raise RemoteProtocolError(f"fragmented frame of over {self.limit} bytes", ErrorCode.FRAME_TOO_LARGE)
         chunks = self._chunks.setdefault(traffic_class, [])
         chunks.append(fragment.chunk)
         if fragment.end == FragmentEnd.MORE:

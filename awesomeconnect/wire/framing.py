@@ -34,6 +34,8 @@ FRAME_OVERHEAD_BYTES = 1_024
 FRAGMENT_ABOVE_BYTES = 17_408
 #: Known heads a connection: the 512 of an Open vSwitch handler's exact-match cache class, about 100 KiB at most.
 MAX_HEADS = 512
+#: From this frame size on a view costs less than a copy.
+VIEW_FROM_BYTES = 2_048
 
 _length_at = Struct(">I").unpack_from
 
@@ -148,11 +150,12 @@ class FrameReader:
             if not stream.parts:
                 self.touched.append(stream)
             # Equal heads usually come in runs: compare in place, and join the run in one call.
-            tails = [b"", data[offset + skip : following]]
+            source = data if total < VIEW_FROM_BYTES else memoryview(data)
+            tails = [b"", source[offset + skip : following]]
             offset = following
             following += total
             while following <= end and data.startswith(head, offset) and len(tails) <= most:
-                tails.append(data[offset + skip : following])
+                tails.append(source[offset + skip : following])
                 offset = following
                 following += total
             stream.parts.append(out_head.join(tails))

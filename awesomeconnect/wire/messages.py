@@ -105,9 +105,7 @@ class Welcome:
     revision: int = field(validator=check.uint)
     epoch: bytes = field(validator=check.eight_bytes)
     limits: Mapping[str, int] = field(factory=dict, validator=check.limits)
-    contracts: tuple[ClassContract, ...] = field(
-        default=(), validator=_contracts, metadata=many(ClassContract)
-    )
+    contracts: tuple[ClassContract, ...] = field(default=(), validator=_contracts, metadata=many(ClassContract))
     alternates: tuple[str, ...] = field(default=(), validator=check.alternates, metadata=TUPLE)
 
 
@@ -170,9 +168,7 @@ class Joined:
     version: int = field(validator=check.uint)
     member_count: int = field(validator=check.uint)
     message_count: int = field(validator=check.uint)
-    contracts: tuple[ClassContract, ...] = field(
-        default=(), validator=_contracts, metadata=many(ClassContract)
-    )
+    contracts: tuple[ClassContract, ...] = field(default=(), validator=_contracts, metadata=many(ClassContract))
 
 
 @frozen
@@ -241,9 +237,7 @@ class Contract:
     KIND: ClassVar[int] = 15
     room: str | None = field(validator=check.optional(check.room))
     code: int = field(default=ErrorCode.OK, validator=check.uint)
-    contracts: tuple[ClassContract, ...] = field(
-        default=(), validator=_contracts, metadata=many(ClassContract)
-    )
+    contracts: tuple[ClassContract, ...] = field(default=(), validator=_contracts, metadata=many(ClassContract))
 
 
 # ---- application messages ----------------------------------------------------------------------------
@@ -547,9 +541,7 @@ def decode_body(body: bytes, sender: Role) -> Message | None:
     if form is None:
         if kind >= FIRST_EXTENSION_KIND:
             return None
-        raise RemoteProtocolError(
-            f"no message of kind {kind} from a {sender.value}", ErrorCode.UNEXPECTED_MESSAGE
-        )
+        raise RemoteProtocolError(f"no message of kind {kind} from a {sender.value}", ErrorCode.UNEXPECTED_MESSAGE)
     message, arity, _, parses = form
     if len(values) != arity:
         raise RemoteProtocolError(f"{check.wire_name(message)} has {arity} fields, not {len(values)}")

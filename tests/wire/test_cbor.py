@@ -208,9 +208,7 @@ def test_a_long_frame_of_tiny_items_is_refused() -> None:
 
 
 @pytest.mark.parametrize("major", range(6))
-@pytest.mark.parametrize(
-    "argument", [0, 23, 24, 255, 256, 65_535, 65_536, (1 << 32) - 1, 1 << 32, (1 << 64) - 1]
-)
+@pytest.mark.parametrize("argument", [0, 23, 24, 255, 256, 65_535, 65_536, (1 << 32) - 1, 1 << 32, (1 << 64) - 1])
 def test_head_is_the_shortest(major: int, argument: int) -> None:
     uint = bytearray(cbor2.dumps(argument))
     uint[0] |= major << 5

@@ -28,6 +28,7 @@ KEY = bytes(range(32))
 EPOCH = b"epoch..."
 MEMBER = m.Member(KEY, 3, {"name": "n"})
 CONTRACT = m.ClassContract(1, 1_000, 2_000, 50)
+INTENT = m.RoomIntent("r")
 INCARNATION = m.Incarnation(1_700_000_000_000, EPOCH)
 
 # One of each message, and its array as the specification writes it.
@@ -114,7 +115,8 @@ def test_a_field_too_few_or_too_many_is_refused(message: m.Message, values: list
 @pytest.mark.parametrize(("message", "values"), EXAMPLES)
 def test_a_field_of_a_wrong_type_is_refused_by_name(message: m.Message, values: list[Any]) -> None:
     for at, name in enumerate(attrs.fields_dict(type(message)), start=1):
-        for wrong in (True, -1, ["x", "y"], {"": -1}):
+        wrongs: list[Any] = [True, -1, [[[]]], {"": -1}]
+        for wrong in wrongs:
             error = refusal([*values[:at], wrong, *values[at + 1 :]], sender_of(message))
             assert error.code is ErrorCode.PROTOCOL_ERROR
             if not isinstance(wrong, list):
@@ -238,11 +240,11 @@ def make(cls: Callable[..., object], *values: object) -> object:
         (m.Fragment, [0, 2, b"x"], "FRAGMENT chunk must be 0 bytes"),
         (m.Incarnation, [0, b"short"], "INCARNATION random must be 8 bytes"),
         (m.Hello, [1, (0, EPOCH), 0], "HELLO incarnation must be an Incarnation"),
-        (m.Hello, [1, INCARNATION, 0, {}, (m.RoomIntent("r"),) * 257], "HELLO rooms must be a tuple of at most 256"),
-        (m.Hello, [1, INCARNATION, 0, {}, [m.RoomIntent("r")]], "HELLO rooms must be a tuple"),
+        (m.Hello, [1, INCARNATION, 0, {}, (INTENT,) * 257], "HELLO rooms must be a tuple of at most 256"),
+        (m.Hello, [1, INCARNATION, 0, {}, [INTENT]], "HELLO rooms must be a tuple"),
         (m.Hello, [1, INCARNATION, 0, {}, ("r",)], "HELLO rooms must be a tuple of at most 256 room intents"),
-        (m.Member, [KEY, 0, {str(number): 0 for number in range(17)}], "MEMBER attributes must be a map of at most 16"),
-        (m.Member, [KEY, 0, {"": 0}], "MEMBER attributes must be a map of at most 16 names (1 to 64 bytes)"),
+        (m.Member, [KEY, 0, {str(n): 0 for n in range(17)}], "MEMBER attributes must be a map of at most 16"),
+        (m.Member, [KEY, 0, {"": 0}], "MEMBER attributes must be a map of at most 16 names of 1 to 64 bytes"),
         (m.Member, [KEY, 0, {"x" * 65: 0}], "MEMBER attributes must be a map"),
         (m.Member, [KEY, 0, {1: 0}], "MEMBER attributes must be a map"),
         (m.Member, [KEY, 0, {"a": 1.5}], "MEMBER attributes must be a map"),
@@ -251,7 +253,7 @@ def make(cls: Callable[..., object], *values: object) -> object:
         (m.Member, [KEY, 0, {"a": -TOO_MUCH - 1}], "MEMBER attributes must be a map"),
         (m.Member, [KEY, 0, {"a": "\ud800"}], "MEMBER attributes must be a map"),
         (m.Member, [KEY, 0, None], "MEMBER attributes must be a map"),
-        (m.Member, [KEY, 0, {"a": bytes(1_020)}], "MEMBER attributes must be at most 1024 bytes when encoded"),
+        (m.Member, [KEY, 0, {"a": bytes(1_020)}], "MEMBER attributes must be at most 1024 bytes when"),
         (m.Welcome, [1, EPOCH, {"a": -1}], "WELCOME limits must be a map of at most 32 names"),
         (m.Welcome, [1, EPOCH, {str(n): 0 for n in range(33)}], "WELCOME limits must be a map of at most 32"),
         (m.Welcome, [1, EPOCH, {}, (CONTRACT,) * 8], "WELCOME contracts must be a tuple of at most 7"),
@@ -344,12 +346,15 @@ def test_peer_prefixes(key: bytes, traffic_class: int, content: int, payload: by
 
 
 @given(room_modes, keys, room_texts, traffic_classes, contents, payloads)
-def test_deliver_prefix(
-    mode: int, key: bytes, room: str, traffic_class: int, content: int, payload: bytes
-) -> None:
+def test_deliver_prefix(mode: int, key: bytes, room: str, traffic_class: int, content: int, payload: bytes) -> None:
     route = (mode, key, room, traffic_class, content)
     tail = m.payload_head(len(payload)) + payload
     assert m.deliver_prefix(*route) + tail == encode_body(m.Deliver(*route, payload))
+
+
+@given(MESSAGES[m.Deliver], payloads)
+def test_another_payload(message: m.Deliver, payload: bytes) -> None:
+    assert message.with_payload(payload) == attrs.evolve(message, payload=payload)
 
 
 def test_a_prefix_is_checked_like_a_message() -> None:
