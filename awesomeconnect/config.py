@@ -20,8 +20,16 @@ def _positive(_settings: object, attribute: Attribute[Any], value: float) -> Non
         raise ValueError(f"{attribute.name} must be above 0, not {value}")
 
 
-def _limit(default: float) -> Any:
-    return field(default=default, validator=_positive)
+def _at_least(least: float) -> Any:
+    def check(_settings: object, attribute: Attribute[Any], value: float) -> None:
+        if value < least:
+            raise ValueError(f"{attribute.name} must be at least {least:,}, not {value:,}")
+
+    return check
+
+
+def _limit(default: float, least: float | None = None) -> Any:
+    return field(default=default, validator=_positive if least is None else _at_least(least))
 
 
 @frozen
@@ -29,13 +37,13 @@ class RelaySettings:
     """What a relay allows and how long it waits. Times in seconds, sizes in bytes."""
 
     #: Payload of one message: the ancestor's block batches reach 900 kB.
-    payload_bytes: int = _limit(DEFAULT_PAYLOAD_BYTES)
+    payload_bytes: int = _limit(DEFAULT_PAYLOAD_BYTES, least=4_096)
     #: Rooms a connection is in at once; HELLO can name as many.
     rooms_per_connection: int = _limit(256)
-    #: Members of a room; a join beyond is refused with room_full.
-    room_members: int = _limit(20_000)
+    #: Members of a room; a join beyond is refused with room_full. Ten times the largest room that is tested.
+    room_members: int = _limit(10_000)
     #: A MEMBERS_PAGE frame: below the smallest frame limit, 44 members with full attributes.
-    page_bytes: int = _limit(49_152)
+    page_bytes: int = _limit(49_152, least=2_048)
     #: Connections at once, authenticated or not; also kept below the process's file descriptor limit.
     connections: int = _limit(100_000)
     #: Silence after which the relay asks whether a client is there: below the 30 s of impatient NAT boxes.
@@ -45,12 +53,16 @@ class RelaySettings:
     #: From accept to the first byte, and to HELLO. A handshake takes 1.5 round trips.
     first_byte_s: float = _limit(5)
     greeting_s: float = _limit(10)
-    #: A socket that took nothing for this long, though something was waiting, is dropped as slow_receiver.
-    stalled_s: float = _limit(30)
+    #: A connection is replaced after this, so that one handshake's keys are not used for ever.
+    session_s: float = _limit(24 * 3600)
+    #: Bytes of incomplete frames of all connections; beyond it those that hold the most are closed.
+    incomplete_bytes: int = _limit(256 << 20)
     #: How long a closing connection may take for what is still queued for it.
     closing_s: float = _limit(5)
     #: From SIGTERM until connections are closed, whether or not the clients left by themselves.
     drain_s: float = _limit(5)
+    #: Clients come back at a random time within this, so that a restarted relay is not overrun.
+    spread_s: float = _limit(10)
     #: Changes of membership are gathered for this long before watchers are told.
     presence_s: float = _limit(0.1)
     #: A PAUSE lapses after this unless it is renewed, so a lost RESUME stops nobody.
@@ -59,3 +71,7 @@ class RelaySettings:
     control_bytes: int = _limit(1 << 20)
     #: Queues of one connection.
     egress: EgressLimits = field(factory=EgressLimits)
+
+    def __attrs_post_init__(self) -> None:
+        if self.drop_s < 2 * self.keepalive_s:
+            raise ValueError(f"drop_s must be at least twice keepalive_s ({self.keepalive_s:g})")

@@ -67,6 +67,10 @@ class Stream:
 
 #: (first ordinal, count, code): messages of this connection that are refused.
 Refusal = Callable[[int, int, ErrorCode], None]
+#: (first ordinal, count): messages that were accepted for one receiver, which disconnected first.
+Gone = Callable[[int, int], None]
+#: (queue, class, whom to tell, first ordinal, count)
+Unicast = tuple[Any, int, Gone, int, int]
 #: (destination, class): a receiver's queue is over its high-water mark.
 Congestion = Callable[[Room | Peer, int, Any], None]
 
@@ -81,8 +85,9 @@ class Router:
         reader: its frames; flows are bound to it.
         traffic: the relay's counters.
         touched: queues that something was put into; whoever flushes them empties it.
-        unicasts: ``(queue, class, first ordinal, count)`` of what went to a single receiver; the caller empties it,
-            and remembers those that its flush left in the queue.
+        unicasts: ``(queue, class, whom to tell, first ordinal, count)`` of what went to a single receiver; whoever
+            flushes empties it, and remembers those that are still queued.
+        gone: called with the first ordinal and the count when a receiver disconnects before its turn.
         refuse: called for refused messages.
         congested: called when a receiver's queue is above its high-water mark.
     """
@@ -90,6 +95,7 @@ class Router:
     __slots__ = (
         "_congested",
         "_egress",
+        "_gone",
         "_key",
         "_reader",
         "_refuse",
@@ -108,7 +114,8 @@ class Router:
         reader: FrameReader,
         traffic: Traffic,
         touched: dict[Any, None],
-        unicasts: list[tuple[Any, int, int, int]],
+        unicasts: list[Unicast],
+        gone: Gone,
         refuse: Refusal,
         congested: Congestion,
     ) -> None:
@@ -119,6 +126,7 @@ class Router:
         self._traffic = traffic
         self._touched = touched
         self._unicasts = unicasts
+        self._gone = gone
         self._refuse = refuse
         self._congested = congested
         self._streams: dict[tuple[Room | Peer, int], Stream] = {}
@@ -133,20 +141,23 @@ class Router:
         streams, runs = reader.touched, reader.runs
         reader.touched, reader.runs = [], []
         work = 0
+        codes: dict[Stream, ErrorCode] = {}  # of the streams whose runs have to be named
         for stream in streams:
             code, deliveries = self._route(stream)
             work += deliveries
             if code:
-                for other, first, count in runs:
-                    if other is stream:
-                        self._refuse(first, count, code)
                 self._traffic.rejected_messages += stream.frames
-            elif type(stream.target) is Peer:
-                for other, first, count in runs:
-                    if other is stream:
-                        self._unicasts.append((stream.target.egress, stream.traffic_class, first, count))
+            if code or type(stream.target) is Peer:
+                codes[stream] = code
             stream.parts = []
             stream.frames = stream.received_bytes = 0
+        if codes:
+            for stream, first, count in runs:
+                verdict = codes.get(stream)
+                if verdict:
+                    self._refuse(first, count, verdict)
+                elif verdict is not None:
+                    self._unicasts.append((stream.target.egress, stream.traffic_class, self._gone, first, count))
         return work
 
     def publish(self, message: Publish, ordinal: int) -> int:
@@ -204,7 +215,7 @@ class Router:
             self._congested(room, message.traffic_class, chosen)
         room.messages += 1
         self._touched[chosen] = None
-        self._unicasts.append((chosen, message.traffic_class, ordinal, 1))
+        self._unicasts.append((chosen, message.traffic_class, self._gone, ordinal, 1))
         self._count(1, len(frame), 1)
         return 1
 
@@ -227,7 +238,7 @@ class Router:
         if code:
             return self._refused(ordinal, code)
         if type(target) is Peer:
-            self._unicasts.append((target.egress, message.traffic_class, ordinal, 1))
+            self._unicasts.append((target.egress, message.traffic_class, self._gone, ordinal, 1))
         if len(message.payload) <= FRAGMENT_ABOVE_BYTES:
             self._bind(message, stream, out_prefix)
         return work

@@ -1,9 +1,9 @@
 """One connection of the relay: one task that reads, routes and flushes, in bounded turns.
 
-    recv_into -> records -> frames -> streams and messages -> route -> flush every touched queue -> wait
+    recv_into -> records -> frames -> streams and messages -> route -> flush what was touched -> wait
 
-Between reading a chunk and flushing what it touched nothing waits, except for fairness: a turn that moved much
-takes the relay's turn lock, and long flushes let others run. Whatever goes wrong with a connection ends here.
+Between reading a chunk and routing what is in it nothing waits, except for fairness: a session that moved much
+takes its next turn in line, and a long turn lets others run. Whatever goes wrong with a connection ends here.
 """
 
 from __future__ import annotations
@@ -64,11 +64,8 @@ log = logging.getLogger("awesomeconnect.server")
 
 FIRST_READ_BYTES = 8 << 10
 MOST_READ_BYTES = 256 << 10
-#: A turn that moved more than this takes its next turn in line.
-HEAVY_TURN_BYTES = 64 << 10
-#: Flushing lets others run after this much; a flush counts for at least 16 KiB.
-FLUSH_BYTES = 2 << 20
-FLUSH_COST_BYTES = 16 << 10
+#: A session whose turn moved more than this takes its next turn in line: about 300 µs of work.
+HEAVY_TURN_BYTES = 256 << 10
 #: Routing lets others run after this many deliveries; decoding a message costs about as much as 20.
 TURN_DELIVERIES = 10_000
 MESSAGE_COST = 20
@@ -90,13 +87,13 @@ class Session:
 
     __slots__ = (
         "_connection",
+        "_entered",
         "_house",
+        "_leave_by",
         "_paused",
         "_peer",
         "_router",
         "_stalled",
-        "_touched",
-        "_unicasts",
         "_transport",
         "attributes",
         "close_by",
@@ -118,33 +115,33 @@ class Session:
         self.rooms: dict[Room, Place] = {}
         self.incarnation: Incarnation | None = None
         self.connection_number = 0
-        self.heard = house.tick
+        self.heard = self._entered = house.tick
+        self._leave_by: float | None = None
         self.close_by: float | None = None
         self._peer: Peer | None = None  # holding the slot keeps it alive
         self._router: Router | None = None
-        self._touched: dict[Outlet, None] = {}
-        self._unicasts: list[tuple[Outlet, int, int, int]] = []
         self._paused: dict[tuple[Any, int], float] | None = None  # (target, class) -> when PAUSE may be repeated
         self._stalled = (0, 0)  # (bytes sent, tick) when the sweeper last saw progress
 
     async def run(self) -> None:
         """Serve the connection until it ends. Never raises but for cancellation."""
         try:
-            if await self._greet():
-                await self._serve()
-        except HandshakeError as error:
-            self._house.count("handshake_failures")
-            log.info("%s: %s", self, error)
-        except RemoteProtocolError as error:
-            self._house.count("protocol_errors")
-            log.info("%s: closed, %s: %s", self, error.code.label, error)
-            await self._refuse_connection(error)
+            try:
+                if await self._greet():
+                    await self._serve()
+            except HandshakeError as error:
+                self._house.count("handshake_failures")
+                log.info("%s: %s", self, error)
+            except RemoteProtocolError as error:
+                self._house.count("protocol_errors")
+                log.info("%s: closed, %s: %s", self, error.code.label, error)
+                await self._refuse_connection(error)
         except (OSError, trio.ClosedResourceError, EOFError) as error:
             log.debug("%s: ended, %r", self, error)
         except Exception:
             self._house.count("internal_errors")
             log.exception("%s: closed after an error in the relay; please report it", self)
-            await self._refuse_connection(RemoteProtocolError("", ErrorCode.INTERNAL_ERROR))
+            self.end(ErrorCode.INTERNAL_ERROR)
         finally:
             self._depart()
             self._house.traffic.receiver_gone_messages += self.outlet.disconnect()
@@ -172,13 +169,13 @@ class Session:
             self.outlet.push_in_order(frame)
         elif traffic_class == CONTROL:
             self.outlet.push_control(frame)
-        else:
-            self.outlet.push(traffic_class, frame)
-        self._touched[self.outlet] = None
+        elif not self.outlet.push(traffic_class, frame):
+            self.end(ErrorCode.SLOW_RECEIVER, "answers are not read")
+        self._house.touched[self.outlet] = None
 
     def end(self, code: ErrorCode, detail: str = "", goaway: Goaway | None = None) -> None:
         """Send the client away: what is queued still leaves, then CLOSE; later the sweeper cuts the rest."""
-        if self.close_by is not None:
+        if self.close_by is not None or self._connection.local_state is State.HANDSHAKE:
             return
         self.close_by = trio.current_time() + self._house.settings.closing_s
         self._depart()
@@ -197,17 +194,28 @@ class Session:
             return
         if self.outlet.is_empty or self.outlet.sent_bytes != self._stalled[0] or self._is_held_back():
             self._stalled = (self.outlet.sent_bytes, tick)
-        elif (tick - self._stalled[1]) * self._house.tick_s >= settings.stalled_s:
+        elif (tick - self._stalled[1]) * self._house.tick_s >= settings.drop_s:
             self._house.count("slow_receivers")
-            log.info("%s: closed, slow_receiver: it took nothing for %g s", self, settings.stalled_s)
-            self._transport.close()
+            log.info("%s: closed, slow_receiver: it took nothing for %g s", self, settings.drop_s)
+            self.end(ErrorCode.SLOW_RECEIVER)
             return
+        if self._leave_by is not None and now >= self._leave_by:
+            self.end(ErrorCode.SESSION_TOO_OLD)
+        elif self._leave_by is None and (tick - self._entered) * self._house.tick_s >= settings.session_s:
+            self._leave_by = now + settings.drain_s
+            self.tell(self._house.goaway(ErrorCode.SESSION_TOO_OLD))
+            self.outlet.flush()
         if idle_s >= settings.drop_s:
             self._house.count("keepalive_timeouts")
             self.end(ErrorCode.KEEPALIVE_TIMEOUT, f"nothing was heard for {settings.drop_s:g} s")
         elif idle_s >= settings.keepalive_s and self._connection.local_state is State.OPEN:
             self.tell(Ping(PingKind.KEEPALIVE))
             self.outlet.flush()
+
+    @property
+    def incomplete_bytes(self) -> int:
+        """Bytes held of frames that have not arrived whole."""
+        return self._connection.reader.buffered_bytes + self._connection.fragments.held_bytes
 
     def _is_held_back(self) -> bool:
         """Whether the client itself has paused everything that is queued."""
@@ -317,9 +325,11 @@ class Session:
         return received, received + await self._work()
 
     async def _work(self) -> int:
-        """Handle everything received so far; bytes sent."""
-        connection = self._connection
-        sent = work = 0
+        """Handle everything received so far; bytes put into queues."""
+        connection, house = self._connection, self._house
+        house.note_turn()
+        routed_before = house.traffic.delivered_bytes
+        work = 0
         while True:
             message = connection.next_message()
             if connection.reader.touched:
@@ -330,36 +340,19 @@ class Session:
             handler = _HANDLERS.get(type(message))
             if handler is not None and self.close_by is None:
                 work += MESSAGE_COST + (handler(self, message) or 0)
+                if self.outlet.queued[CONTROL] > house.settings.control_bytes:
+                    raise RemoteProtocolError("answers are not read", ErrorCode.SLOW_RECEIVER)
             if type(message) is Close:
                 await self._finish()
             if work >= TURN_DELIVERIES:
                 work = 0
-                sent += await self._flush()
+                house.settle()
                 with trio.CancelScope(shield=True):
                     await trio.lowlevel.checkpoint()
-        return sent + await self._flush() if self._touched else sent
-
-    async def _flush(self) -> int:
-        """Send what this turn has queued, for whomever; bytes sent."""
-        touched = list(self._touched)
-        self._touched.clear()
-        sent = work = 0
-        for outlet in touched:
-            flushed = outlet.flush()
-            sent += flushed
-            work += flushed + FLUSH_COST_BYTES
-            if work >= FLUSH_BYTES:
-                work = 0
-                with trio.CancelScope(shield=True):
-                    await trio.lowlevel.checkpoint()
-        if self._unicasts:
-            for outlet, traffic_class, first, count in self._unicasts:
-                if outlet.queued[traffic_class]:
-                    outlet.owe(traffic_class, self._on_receiver_gone, first, count)
-            self._unicasts.clear()
-        if self.outlet.queued[CONTROL] > self._house.settings.control_bytes:
-            raise RemoteProtocolError("answers are not read", ErrorCode.SLOW_RECEIVER)
-        return sent
+        moved = house.traffic.delivered_bytes - routed_before
+        if house.touched:
+            house.settle()
+        return moved
 
     async def _finish(self) -> None:
         """The client said CLOSE: what is queued for it still leaves, then our own CLOSE."""
@@ -416,8 +409,9 @@ class Session:
                 self.outlet,
                 self._connection.reader,
                 house.traffic,
-                self._touched,
-                self._unicasts,
+                house.touched,
+                house.unicasts,
+                self._on_receiver_gone,
                 self._on_refused,
                 self._on_congested,
             )
@@ -496,7 +490,7 @@ class Session:
 
     def _on_resume(self, message: Resume) -> None:
         self.outlet.resume(message.traffic_class)
-        self._touched[self.outlet] = None
+        self._house.touched[self.outlet] = None
 
     def _on_ping(self, message: Ping) -> None:
         # Everything before it has had its verdict: refusals are in the queue that this joins.

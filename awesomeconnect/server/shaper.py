@@ -13,8 +13,8 @@ from typing import Any
 
 import trio
 
-from awesomeconnect.server.transport import Transport
 from awesomeconnect.relay.flows import count_frames
+from awesomeconnect.server.transport import Transport
 from awesomeconnect.shaping.egress import CLASSES, CONTROL, Egress, EgressLimits
 from awesomeconnect.wire.records import MAX_PLAINTEXT, Sealer
 

@@ -82,6 +82,7 @@ class Connection:
     __slots__ = (
         "_act_in",
         "_act_out",
+        "_failed",
         "_opener",
         "_sealer",
         "fragments",
@@ -103,6 +104,7 @@ class Connection:
         self.sent_ordinal = 0
         self._act_in = b""
         self._act_out = b""
+        self._failed = False
         self._opener: Opener | None = None
         self._sealer: Sealer | None = None
 
@@ -121,13 +123,19 @@ class Connection:
 
         Raises:
             HandshakeError: the other side failed to prove its identity. Close without a word.
-            RemoteProtocolError: the records or frames are malformed. Send CLOSE with its code.
+            RemoteProtocolError: a record is malformed. Send CLOSE with its code.
+            LocalProtocolError: the connection has failed before.
         """
-        if self._opener is None:
-            data = self._receive_acts(bytes(data))
+        self._check_alive()
+        try:
             if self._opener is None:
-                return
-        plaintexts = self._opener.open(data)
+                data = self._receive_acts(bytes(data))
+                if self._opener is None:
+                    return
+            plaintexts = self._opener.open(data)
+        except RemoteProtocolError:
+            self._failed = True
+            raise
         if plaintexts:
             self.reader.feed(plaintexts)
 
@@ -151,11 +159,24 @@ class Connection:
         """The next message, or None when more bytes are needed.
 
         On the relay, frames of bound flows are not returned: they are in ``reader.touched``, and must be routed
-        before the message that is returned.
+        before the message that is returned, or the error that is raised, is acted upon.
 
         Raises:
             RemoteProtocolError: what came is not allowed, here or at all. Send CLOSE with its code.
+            LocalProtocolError: the connection has failed before.
         """
+        self._check_alive()
+        try:
+            return self._next_message()
+        except RemoteProtocolError:
+            self._failed = True
+            raise
+
+    def _check_alive(self) -> None:
+        if self._failed:
+            raise LocalProtocolError("the connection has failed before")
+
+    def _next_message(self) -> Message | None:
         while (body := self.reader.gather()) is not None:
             message = self._decoded(body)
             if message is not None:
@@ -166,6 +187,8 @@ class Connection:
         """Decode a frame and judge it; None for a piece of a frame, and for a kind of the extension space."""
         message = decode_body(body, self.peer_role)
         if message is None:
+            if self.remote_state is not State.OPEN:
+                raise _unexpected(RemoteProtocolError, "an extension", self.peer_role, self.remote_state)
             return None
         self.remote_state = _step(self.peer_role, self.remote_state, message, RemoteProtocolError)
         if type(message) is Fragment:
@@ -267,12 +290,7 @@ class ClientConnection(Connection):
         self._handshake = ClientHandshake(identity, relay_key)
         self._act_out = self._handshake.act1()
 
-    def next_message(self) -> Message | None:
-        """The next message, or None when more bytes are needed.
-
-        Raises:
-            RemoteProtocolError: what came is not allowed, here or at all. Send CLOSE with its code.
-        """
+    def _next_message(self) -> Message | None:
         # A DELIVER with a head seen before differs in its payload only: it needs no decoding.
         while (found := self.reader.next_frame()) is not None:
             template, data = found
@@ -343,11 +361,12 @@ def _step(role: Role, state: State, message: Message, error: type[ProtocolError]
     """The state of a half after ``message``."""
     following = TRANSITIONS[role][state].get(type(message))
     if following is None:
-        raise error(
-            f"{type(message).__name__} from the {role.value} in state {state.name}",
-            ErrorCode.UNEXPECTED_MESSAGE,
-        )
+        raise _unexpected(error, type(message).__name__, role, state)
     return following
+
+
+def _unexpected(error: type[ProtocolError], what: str, role: Role, state: State) -> ProtocolError:
+    return error(f"{what} from the {role.value} in state {state.name}", ErrorCode.UNEXPECTED_MESSAGE)
 
 
 def _in_pieces(whole: bytes, message: Message) -> list[bytes]:

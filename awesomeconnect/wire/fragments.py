@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from awesomeconnect.errors import ErrorCode, RemoteProtocolError
 from awesomeconnect.wire.framing import FRAGMENT_ABOVE_BYTES, LENGTH_BYTES, frame
-from awesomeconnect.wire.messages import Fragment, FragmentEnd, payload_head
+from awesomeconnect.wire.messages import Anycast, Deliver, Fragment, FragmentEnd, Publish, Send, payload_head
 
 #: Four pieces with their heads, and a small control frame, fill one record of 65,519 bytes.
 CHUNK_BYTES = 16_320
 #: length 4, array 1, kind 1, class 1, end 1, byte string head 3
 FRAGMENT_HEAD_BYTES = 11
+#: The kinds that travel in fragments. Each is one byte, after the one of the array's head.
+_KINDS = frozenset((Publish.KIND, Send.KIND, Anycast.KIND, Deliver.KIND))
 
 
 def is_fragmented(entry: bytes) -> bool:
-    """Whether this queue entry is a single frame that travels in pieces (several small frames do not)."""
-    if len(entry) <= FRAGMENT_ABOVE_BYTES:
+    """Whether this queue entry is one application message that travels in pieces.
+
+    Several small frames do not, nor does a long control frame, such as HELLO or MEMBERS_PAGE.
+    """
+    if len(entry) <= FRAGMENT_ABOVE_BYTES or entry[LENGTH_BYTES + 1] not in _KINDS:
         return False
     return int.from_bytes(entry[:LENGTH_BYTES], "big") + LENGTH_BYTES == len(entry)
 

@@ -64,7 +64,6 @@ class FrameReader:
         "_data",
         "_flows",
         "_guess",
-        "_have",
         "_heads",
         "_need",
         "_offset",
@@ -87,8 +86,7 @@ class FrameReader:
         self.open_classes: set[int] = set()
         self._data = b""
         self._offset = 0
-        self._waiting: list[bytes] | None = None  # parts of a frame that is not complete yet
-        self._have = 0
+        self._waiting: bytearray | None = None  # the beginning of a frame that is not complete yet
         self._need = 0
         self._flows: dict[bytes, tuple[Any, bytes]] = {}  # prefix -> (stream, out_prefix)
         self._prefix_lengths: tuple[int, ...] = ()
@@ -99,7 +97,7 @@ class FrameReader:
     @property
     def buffered_bytes(self) -> int:
         """Bytes held of a frame that is not complete."""
-        return self._have if self._waiting is not None else len(self._data) - self._offset
+        return len(self._data) - self._offset if self._waiting is None else len(self._waiting)
 
     def feed(self, plaintexts: list[bytes]) -> None:
         """Add plaintext. The frames fed before must have been taken."""
@@ -110,12 +108,13 @@ class FrameReader:
             self._data = plaintexts[0] if len(plaintexts) == 1 else b"".join(plaintexts)
             self._offset = 0
             return
-        waiting += plaintexts
-        self._have += sum(map(len, plaintexts))
-        if self._have >= self._need:
-            self._data = b"".join(waiting)
+        if len(waiting) + sum(map(len, plaintexts)) >= self._need:
+            self._data = b"".join((waiting, *plaintexts))
             self._offset = 0
             self._waiting = None
+        else:
+            # Not kept one by one: a bytes object of two bytes takes twenty times as much.
+            waiting += b"".join(plaintexts)
 
     def gather(self) -> bytes | None:
         """Put recognised frames into their streams, up to the first frame that is not recognised.
@@ -206,7 +205,7 @@ class FrameReader:
             stream: gathers them (relay), or stands for them (client).
             out_prefix: replaces ``prefix`` in what is gathered.
         """
-        if len(self._flows) >= MAX_HEADS:
+        if len(self._flows) >= MAX_HEADS and prefix not in self._flows:
             self.forget()
         self._flows[prefix] = (stream, out_prefix)
         if len(prefix) not in self._prefix_lengths:
@@ -259,14 +258,13 @@ class FrameReader:
         return None
 
     def _cut(self, data: bytes, offset: int, length: int, end: int) -> bytes | None:
-        """The body of the frame at ``offset``; or None, and its parts are collected, when it is not complete."""
+        """The body of the frame at ``offset``; or None, and its bytes are collected, when it is not complete."""
         following = offset + LENGTH_BYTES + length
         if following <= end:
             self._offset = following
             return data[offset + LENGTH_BYTES : following]
         self._need = LENGTH_BYTES + length
-        self._have = end - offset
-        self._waiting = [data[offset:]]
+        self._waiting = bytearray(data[offset:])
         self._data = b""
         self._offset = 0
         return None

@@ -1,0 +1,105 @@
+"""A command's connection to its relay, and what people are told about it on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from awesomeconnect.cli.exits import one_line
+from awesomeconnect.cli.text import safe
+from awesomeconnect.errors import code_label
+
+if TYPE_CHECKING:
+    from awesomeconnect.client import Node
+
+
+def run(command: Callable[[], Awaitable[None]]) -> None:
+    """Run a command's coroutine."""
+    import anyio
+
+    anyio.run(command, backend="trio")
+
+
+def tell(text: str) -> None:
+    """A line for people."""
+    click.echo(text, err=True)
+
+
+class Link(NamedTuple):
+    """How to reach the relay, and as whom."""
+
+    relays: Sequence[str]
+    key_file: Path | None
+    attributes: dict[str, str]
+    timeout_s: float
+
+    @asynccontextmanager
+    async def open(self, rooms: Sequence[str] = ()) -> AsyncIterator[tuple[Node, Notices]]:
+        """Connect and join; what happens to the connection meanwhile is told on stderr and noted."""
+        import anyio
+
+        from awesomeconnect.client import connect
+
+        async with (
+            connect(
+                list(self.relays),
+                identity=self.key_file,
+                attributes=self.attributes,
+                rooms=list(rooms),
+                timeout_s=self.timeout_s,
+            ) as node,
+            anyio.create_task_group() as tasks,
+        ):
+            notices = Notices()
+            tasks.start_soon(notices.follow, node)
+            yield node, notices
+            tasks.cancel_scope.cancel()
+
+
+class Notices:
+    """What went wrong on a connection.
+
+    Attributes:
+        lost: messages that the relay reported as lost on the way to this node.
+        was_interrupted: the connection broke; what was sent to this node until it was back is missing.
+    """
+
+    def __init__(self) -> None:
+        self.lost = 0
+        self.was_interrupted = False
+
+    async def follow(self, node: Node) -> None:
+        """Tell and note events until cancelled."""
+        from awesomeconnect.client import Connected, Disconnected, GapReport, GoingAway, Refusal
+
+        async for event in node.events():
+            match event:
+                case Disconnected():
+                    self.was_interrupted = True
+                    again = f"trying again in {event.retry_in_s:.1f} s"
+                    tell(f"Warning: connection lost: {one_line(event.error)}; {again}")
+                case Connected() if self.was_interrupted:
+                    tell(f"connected again to {event.relay}")
+                case GapReport():
+                    self.lost += event.count
+                    where = f" in {safe(event.room)}" if event.room else ""
+                    tell(
+                        f"Warning: lost {event.count} messages ({event.lost_bytes} bytes){where}: "
+                        f"{code_label(event.code)}"
+                    )
+                case Refusal():
+                    tell(f"Warning: {len(event.ordinals)} messages refused: {code_label(event.code)}")
+                case GoingAway():
+                    tell(f"the relay asks this node to leave: {code_label(event.code)}")
+
+    def problem(self) -> str | None:
+        """Why the received messages may be incomplete; None when they are not."""
+        if self.lost:
+            return f"{self.lost} messages were lost on the way here; read faster, or let the sender wait"
+        if self.was_interrupted:
+            return "the connection broke meanwhile, so messages may be missing"
+        return None

@@ -1,0 +1,149 @@
+"""``serve``: run a relay until a signal ends it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from awesomeconnect.cli.key import default_relay_key
+from awesomeconnect.cli.text import json_line, safe
+
+if TYPE_CHECKING:
+    import trio
+
+    from awesomeconnect.identity import Identity
+    from awesomeconnect.server import Relay
+
+log = logging.getLogger("awesomeconnect.serve")
+
+#: File descriptors that are not connections: listeners, standard streams, epoll, log and key files.
+RESERVED_FILES = 64
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+@click.command()
+@click.option(
+    "--listen",
+    multiple=True,
+    default=["127.0.0.1:7420"],
+    show_default=True,
+    metavar="WHERE",
+    help="HOST:PORT, [IPV6]:PORT, PORT (0 takes a free one) or /PATH of a Unix socket; may be repeated.",
+)
+@click.option(
+    "--key",
+    "key_file",
+    type=click.Path(path_type=Path),
+    help="The relay's key file, made when missing.  [default: relay.key in the state folder]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line once the relay accepts connections.")
+@click.pass_obj
+def serve(verbose: bool, listen: tuple[str, ...], key_file: Path | None, as_json: bool) -> None:
+    """Run a relay and print the address that nodes need.
+
+    SIGTERM and Ctrl-C drain: clients are asked to leave, and what is queued for them is sent. A second
+    signal ends at once. Logs go to stderr.
+
+    \b
+    Examples:
+      awesomeconnect serve
+      awesomeconnect serve --listen 0.0.0.0:7420 --listen [::]:7420
+      awesomeconnect serve --listen /run/awesomeconnect.sock --key /etc/awesomeconnect/relay.key
+      awesomeconnect serve --listen 127.0.0.1:0 --json
+    """
+    import trio
+
+    from awesomeconnect.config import RelaySettings
+    from awesomeconnect.identity import Identity
+    from awesomeconnect.server import Relay
+    from awesomeconnect.server.listeners import close_listener, open_listeners
+
+    log_to_stderr(logging.DEBUG if verbose else logging.INFO)
+    identity = Identity.load_or_create(key_file or default_relay_key())
+    most = raise_file_limit() - RESERVED_FILES
+    relay = Relay(identity, RelaySettings(connections=max(1, min(RelaySettings().connections, most))))
+    listeners: list[socket.socket] = []
+    try:
+        for where in listen:
+            listeners += open_listeners(os.path.abspath(where) if "/" in where else where)
+        trio.run(_serve, relay, listeners, lambda: _announce(identity, listeners, as_json))
+    finally:
+        for listener in listeners:
+            close_listener(listener)
+
+
+def raise_file_limit() -> int:
+    """Every connection takes a file descriptor: use what the system allows; returns how many that is."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def log_to_stderr(level: int) -> None:
+    """Compact lines for people; what strangers put into a message cannot move the cursor."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Compact("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+class _Compact(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = safe(record.message, 1_000)
+        return super().formatMessage(record)
+
+
+async def _serve(relay: Relay, listeners: list[socket.socket], announce: Callable[[], None]) -> None:
+    import trio
+
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_obey, signals, relay, nursery)
+            async with trio.open_nursery() as serving:
+                await serving.start(relay.serve, listeners)
+                announce()
+            nursery.cancel_scope.cancel()
+
+
+async def _obey(signals: AsyncIterator[int], relay: Relay, nursery: trio.Nursery) -> None:
+    name = signal.Signals(await anext(signals)).name
+    log.info("%s: draining %d connections; a second signal ends at once", name, len(relay.sessions))
+    nursery.start_soon(relay.drain)
+    name = signal.Signals(await anext(signals)).name
+    log.warning("%s again: cutting %d connections", name, len(relay.sessions))
+    nursery.cancel_scope.cancel()
+
+
+def _announce(identity: Identity, listeners: list[socket.socket], as_json: bool) -> None:
+    addresses = [str(address) for listener in listeners for address in [_reachable(identity, listener)]]
+    if as_json:
+        click.echo(json_line(event="ready", addresses=addresses))
+    else:
+        click.echo("The relay accepts connections. Nodes need this address:")
+        for address in addresses:
+            click.echo(f"  {address}")
+    for listener in listeners:
+        if listener.family != socket.AF_UNIX and listener.getsockname()[0] in _WILDCARDS:
+            port = listener.getsockname()[1]
+            log.info(
+                "listening on all addresses: other hosts reach ac://%s@%s:%d",
+                identity.public_key.hex(),
+                socket.getfqdn(),
+                port,
+            )
+
+
+def _reachable(identity: Identity, listener: socket.socket) -> object:
+    from awesomeconnect.identity import RelayAddress
+
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return RelayAddress(identity.public_key, path=name)
+    return RelayAddress(identity.public_key, _WILDCARDS.get(name[0], name[0]), name[1])

@@ -1,0 +1,207 @@
+"""What a node gives to its application: messages, and events about its connection.
+
+Plain values, and the log that hands events out. Nothing here knows a connection.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import TypeAlias
+
+from attrs import evolve, frozen
+
+from awesomeconnect.client.waiting import Signal
+from awesomeconnect.errors import code_label
+from awesomeconnect.identity import RelayAddress
+from awesomeconnect.wire.messages import Content, Member
+
+
+@frozen
+class Message:
+    """A message from another node. The relay vouches for the sender's key.
+
+    Attributes:
+        sender: public key of the node that sent it (32 bytes).
+        room: the room it was sent to; None when it was sent to this node alone.
+        mode: how it was addressed (``Mode``).
+        traffic_class: how urgent it was (``TrafficClass``).
+        content: ``Content.APPLICATION`` or ``Content.REQUEST``.
+        payload: what the application sent.
+        request_id: names the request in the answer; empty for everything else.
+    """
+
+    sender: bytes
+    room: str | None
+    mode: int
+    traffic_class: int
+    content: int
+    payload: bytes
+    request_id: bytes = b""
+
+    @property
+    def is_request(self) -> bool:
+        """Whether the sender waits for ``node.reply(message, ...)``."""
+        return self.content == Content.REQUEST
+
+
+@frozen
+class PresenceChange:
+    """Who joined and who left a room. The first one of a watch has all members in ``joined``.
+
+    Attributes:
+        version: how often the room's membership had changed.
+        joined: in join order; a member that was known with other attributes replaces it.
+        left: keys; applied before ``joined``.
+    """
+
+    room: str
+    version: int
+    joined: tuple[Member, ...]
+    left: tuple[bytes, ...]
+
+
+@frozen
+class Connected:
+    """The node is connected. A new ``epoch`` means that the relay has started anew."""
+
+    relay: RelayAddress
+    epoch: bytes
+
+
+@frozen
+class Disconnected:
+    """The node is not connected; the next attempt follows in ``retry_in_s``, or never (None)."""
+
+    error: Exception
+    retry_in_s: float | None
+
+
+@frozen
+class GapReport:
+    """Messages that this node did not get, told when everything before them was taken from the node.
+
+    Attributes:
+        room: theirs; None when they were not of one room.
+        sender: theirs; None when they were not of one sender.
+        lost_bytes: size of their DELIVER frames, or of their payloads when they were lost here.
+        local: the application took messages too slowly and this node's own inbox was full.
+    """
+
+    room: str | None
+    sender: bytes | None
+    traffic_class: int
+    count: int
+    lost_bytes: int
+    code: int
+    local: bool = False
+
+
+@frozen
+class Paused:
+    """A receiver at ``target`` (room or key) is behind; publishers that chose to wait do."""
+
+    target: str | bytes
+    traffic_class: int
+
+
+@frozen
+class Resumed:
+    """Ends `Paused`."""
+
+    target: str | bytes
+    traffic_class: int
+
+
+@frozen
+class Refusal:
+    """The relay refused messages; `Node.flush` will raise it."""
+
+    ordinals: range
+    code: int
+
+    def __str__(self) -> str:
+        return f"messages {self.ordinals.start} to {self.ordinals.stop - 1} refused: {code_label(self.code)}"
+
+
+@frozen
+class GoingAway:
+    """The relay asks its nodes to leave. The library reconnects by itself, unless the code is ``replaced``."""
+
+    code: int
+    window_ms: int
+    spread_ms: int
+    alternates: tuple[str, ...]
+
+
+@frozen
+class RoomLost:
+    """The relay took this node out of a room, or did not let it in again after a reconnect."""
+
+    room: str
+    code: int
+
+
+Event: TypeAlias = (
+    Connected | Disconnected | GapReport | Paused | Resumed | Refusal | GoingAway | RoomLost
+)  # fmt: skip
+
+
+def joined_event(last: Event, event: Event) -> Event | None:
+    """One event that says what two in a row say, where there is one."""
+    if isinstance(last, Refusal) and isinstance(event, Refusal):
+        if last.code == event.code and last.ordinals.stop == event.ordinals.start:
+            return Refusal(range(last.ordinals.start, event.ordinals.stop), event.code)
+    elif isinstance(last, GapReport) and isinstance(event, GapReport):
+        return joined_gap(last, event)
+    return None
+
+
+def joined_gap(last: GapReport, gap: GapReport) -> GapReport | None:
+    """One report of two gaps of the same origin that touch; None when they differ."""
+    count, lost_bytes = last.count + gap.count, last.lost_bytes + gap.lost_bytes
+    if evolve(last, count=gap.count, lost_bytes=gap.lost_bytes) != gap:
+        return None
+    return evolve(last, count=count, lost_bytes=lost_bytes)
+
+
+class EventLog:
+    """Keeps the newest events; every reader has its own place, and begins at the oldest that is kept."""
+
+    def __init__(self, kept: int) -> None:
+        self._kept: deque[Event] = deque(maxlen=kept)
+        self._end = 0  # events so far
+        self._read = 0  # ... that some reader has had
+        self._changed = Signal()
+        self._closed = False
+
+    def add(self, event: Event) -> None:
+        """Tell an event. The oldest goes when the log is full."""
+        joined = joined_event(self._kept[-1], event) if self._end > self._read else None
+        if joined is not None:
+            self._kept[-1] = joined
+        else:
+            self._kept.append(event)
+            self._end += 1
+        self._changed.notify()
+
+    def close(self) -> None:
+        """No more events; readers end when they have had all."""
+        self._closed = True
+        self._changed.notify()
+
+    async def read(self) -> AsyncIterator[Event]:
+        """Events from the oldest kept one on, until the log is closed."""
+        place = self._end - len(self._kept)
+        while True:
+            place = max(place, self._end - len(self._kept))
+            if place < self._end:
+                event = self._kept[place - self._end]
+                place += 1
+                self._read = max(self._read, place)
+                yield event
+            elif self._closed:
+                return
+            else:
+                await self._changed.wait()
+

@@ -1,0 +1,243 @@
+"""The node's egress queue: what was published and has not left, across reconnects.
+
+It is the relay's `Egress` with a receipt beside every message. Ordinals belong to departure, not to calls: an
+urgent message overtakes queued bulk. Within what `Egress.take` returns the more urgent class comes first and a
+class is FIFO, so the receipts can be numbered afterwards from the bytes that each class has lost.
+
+Messages that had not left when a connection broke leave on the next one. Control frames and barriers die with
+their connection.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from awesomeconnect.client.receipts import Flow, Flush, Receipt, Verdicts
+from awesomeconnect.client.waiting import Signal
+from awesomeconnect.errors import OutcomeUnknown, PayloadTooLarge, Refused
+from awesomeconnect.shaping.egress import CLASSES, CONTROL, Egress, EgressLimits
+from awesomeconnect.wire.messages import Message, Ping, PingKind, Reject, encode_frame, is_barrier
+from awesomeconnect.wire.records import MAX_PLAINTEXT
+
+_PUBLISHED = (1 << CONTROL) - 1
+
+
+class Outbox(Egress):
+    """Messages and control frames that wait to be sent, and what is known of those that were.
+
+    Args:
+        queue_bytes, queue_messages: what one class holds before publishers wait.
+        flush_messages, flush_bytes: what leaves without a verdict before the library asks for one.
+        kept_problems: problems kept for `Node.flush`.
+
+    Attributes:
+        verdicts: of the messages that have left.
+        filled: something was queued.
+        progress: a full class has room again, or verdicts have arrived.
+    """
+
+    __slots__ = (
+        "_asked_at",
+        "_decided_bytes",
+        "_flush_bytes",
+        "_flush_messages",
+        "_flushes",
+        "_gone",
+        "_pending",
+        "_pings",
+        "_put",
+        "_put_bytes",
+        "_queue_bytes",
+        "_queue_messages",
+        "filled",
+        "progress",
+        "verdicts",
+    )
+
+    def __init__(
+        self,
+        queue_bytes: int,
+        queue_messages: int,
+        flush_messages: int,
+        flush_bytes: int,
+        kept_problems: int,
+    ) -> None:
+        super().__init__(EgressLimits())
+        self.verdicts = Verdicts(kept_problems)
+        self.filled = Signal()
+        self.progress = Signal()
+        self._queue_bytes = queue_bytes
+        self._queue_messages = queue_messages
+        self._flush_messages = flush_messages
+        self._flush_bytes = flush_bytes
+        self._pending: list[deque[Receipt]] = [deque() for _ in range(CONTROL)]
+        # Of each class: bytes put into it and bytes gone from it, ever.
+        self._put = [0] * CONTROL
+        self._gone = [0] * CONTROL
+        # Of all classes: bytes put, and how many of those have a verdict at least.
+        self._put_bytes = 0
+        self._decided_bytes = 0
+        self._flushes: deque[Flush] = deque()
+        self._pings = 0
+        self._asked_at = (0, 0)  # ordinal and bytes gone at the last PING that the library sent by itself
+
+    # ---- publishers ----------------------------------------------------------------------------------
+
+    def is_full(self, traffic_class: int, size: int) -> bool:
+        """Whether a publisher must wait. A message always finds room in an empty class, however large it is."""
+        queued = self.queued[traffic_class]
+        return queued > 0 and (
+            queued + size > self._queue_bytes or len(self._pending[traffic_class]) >= self._queue_messages
+        )
+
+    def put(self, flow: Flow, payload: bytes) -> Receipt:
+        """Queue a message."""
+        traffic_class = flow.traffic_class
+        frame = flow.head(len(payload)) + payload
+        size = len(frame)
+        end = self._put[traffic_class] = self._put[traffic_class] + size
+        self._put_bytes += size
+        receipt = Receipt(flow, end)
+        self._pending[traffic_class].append(receipt)
+        self._append(traffic_class, frame)
+        self.filled.notify()
+        return receipt
+
+    @property
+    def undecided_bytes(self) -> int:
+        """Bytes put that have no verdict, as far as is known."""
+        return self._put_bytes - self._decided_bytes
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether everything put has left and has its verdict."""
+        return not self.ready & _PUBLISHED and self.verdicts.decided == self.verdicts.sent
+
+    def flush(self) -> Flush:
+        """Ask for the verdict on everything put so far."""
+        waiting = [pending[-1] for pending in self._pending if pending]
+        flush = self._new_flush(self._put_bytes, waiting)
+        self.push_barrier(encode_frame(Ping(PingKind.FLUSH, flush.token)))
+        self.filled.notify()
+        return flush
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether the relay owes the answer to a flush PING."""
+        return bool(self._flushes)
+
+    def tell(self, message: Message) -> None:
+        """Queue a control message."""
+        frame = encode_frame(message)
+        if is_barrier(message):
+            self.push_barrier(frame)
+        else:
+            self.push_control(frame)
+        self.filled.notify()
+
+    # ---- departure -----------------------------------------------------------------------------------
+
+    def take(self, limit: int = MAX_PLAINTEXT) -> bytes:
+        """As `Egress.take`; numbers the messages whose last byte is in what it returns."""
+        if not self.ready & _PUBLISHED:
+            return super().take(limit)
+        before = self.queued.copy()
+        plaintext = super().take(limit)
+        for traffic_class in range(CLASSES - 2, -1, -1):
+            size = before[traffic_class] - self.queued[traffic_class]
+            if size:
+                self._departed(traffic_class, size)
+        sent, gone = self.verdicts.sent, sum(self._gone)
+        if sent - self._asked_at[0] >= self._flush_messages or gone - self._asked_at[1] >= self._flush_bytes:
+            # What has left is before it anyway, so it need not wait for what has not.
+            self._asked_at = (sent, gone)
+            flush = self._new_flush(self._put_bytes - self.total + self.queued[CONTROL], [])
+            self.push_control(encode_frame(Ping(PingKind.FLUSH, flush.token)))
+        return plaintext
+
+    # ---- the relay's verdicts ------------------------------------------------------------------------
+
+    def on_pong(self, token: bytes) -> None:
+        """A flush PING was answered, and with it all before it. A token that is not known is ignored."""
+        flushes = self._flushes
+        if not any(flush.token == token for flush in flushes):
+            return
+        while True:
+            flush = flushes.popleft()
+            self.verdicts.decide(flush.mark())
+            self._decided_bytes = max(self._decided_bytes, flush.put_bytes)
+            flush.answer.give(True)
+            if flush.token == token:
+                break
+        self.progress.notify()
+
+    def judge(self, reject: Reject) -> tuple[Refused, Flow | None]:
+        """See `Verdicts.judge`."""
+        return self.verdicts.judge(reject)
+
+    # ---- connections ---------------------------------------------------------------------------------
+
+    def opened(self, connection: int, payload_bytes: int) -> None:
+        """A connection is up. Messages that did not leave on the last one leave now, unless they are too long."""
+        unsent = [
+            (receipt, frame)
+            for pending, queue in zip(self._pending, self._queues[:CONTROL], strict=True)
+            for receipt, frame in zip(pending, queue or (), strict=True)
+        ]
+        self._forget_queue()
+        self.verdicts.opened(connection)
+        for receipt, frame in unsent:
+            flow = receipt.flow
+            payload_size = len(frame)
+            while payload_size and len(flow.head(payload_size)) + payload_size > len(frame):
+                payload_size -= 1
+            if payload_size > payload_bytes:
+                self.verdicts.note(too_large(flow, payload_size, payload_bytes))
+                continue
+            traffic_class = flow.traffic_class
+            receipt.end = self._put[traffic_class] = self._put[traffic_class] + len(frame)
+            self._put_bytes += len(frame)
+            self._pending[traffic_class].append(receipt)
+            self._append(traffic_class, frame)
+
+    def broke(self) -> OutcomeUnknown | None:
+        """The connection is gone; the messages whose outcome stays unknown, if any."""
+        unknown = self.verdicts.broke()
+        if unknown is not None:
+            self.verdicts.note(unknown)
+        flushes, self._flushes = self._flushes, deque()
+        for flush in flushes:
+            flush.answer.give(False)
+        self.progress.notify()
+        return unknown
+
+    def _new_flush(self, put_bytes: int, waiting: list[Receipt]) -> Flush:
+        self._pings += 1
+        flush = Flush(self._pings, self.verdicts.sent, put_bytes, waiting)
+        self._flushes.append(flush)
+        return flush
+
+    def _departed(self, traffic_class: int, size: int) -> None:
+        gone = self._gone[traffic_class] = self._gone[traffic_class] + size
+        pending, departed = self._pending[traffic_class], self.verdicts.departed
+        while pending and pending[0].end <= gone:
+            departed(pending.popleft())
+        if self.queued[traffic_class] <= self._queue_bytes // 2:
+            self.progress.notify()
+
+    def _forget_queue(self) -> None:
+        self.clear()
+        self._pending = [deque() for _ in range(CONTROL)]
+        self._put = [0] * CONTROL
+        self._gone = [0] * CONTROL
+        self._put_bytes = self._decided_bytes = 0
+        self._asked_at = (0, 0)
+
+
+def too_large(flow: Flow, size: int, limit: int) -> PayloadTooLarge:
+    """A payload that no relay of this limit will take; it was not sent."""
+    return PayloadTooLarge(
+        f"{flow.about}: the payload has {size:,} bytes, the relay takes {limit:,} at most; "
+        "send it in smaller messages",
+        34,
+    )

@@ -1,0 +1,231 @@
+"""What became of the messages that were sent: ordinals, verdicts, and what stays unknown.
+
+The relay names a refused message by its ordinal: its number among all PUBLISH, SEND and ANYCAST of the connection
+in the order in which their last byte went out. Nothing is said about accepted ones; a PONG to a flush PING
+says that everything before the PING has its verdict. So between two PONGs it must be remembered where
+which ordinals went, and no more than that.
+
+This module knows neither queues nor connections.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from awesomeconnect.client.waiting import Answer
+from awesomeconnect.errors import OutcomeUnknown, Refused, RemoteProtocolError
+from awesomeconnect.identity import short_key
+from awesomeconnect.wire.framing import LENGTH_BYTES
+from awesomeconnect.wire.messages import (
+    Content,
+    Reject,
+    anycast_prefix,
+    payload_head,
+    publish_prefix,
+    send_prefix,
+)
+
+#: Payload lengths of a flow whose heads are kept.
+MAX_HEADS = 64
+_TOKEN_BYTES = 8
+
+
+class Flow:
+    """One destination in one class with one content: what all messages to it have in common.
+
+    Attributes:
+        target: the room or key, as PAUSE names it.
+        about: the same for people.
+    """
+
+    __slots__ = ("_heads", "_prefix", "about", "content", "target", "traffic_class")
+
+    def __init__(self, target: str | bytes, traffic_class: int, content: int, about: str, prefix: bytes) -> None:
+        self.target = target
+        self.traffic_class = traffic_class
+        self.content = content
+        self.about = about
+        self._prefix = prefix
+        self._heads: dict[int, bytes] = {}
+
+    @classmethod
+    def publish(cls, room: str, traffic_class: int, content: int) -> Flow:
+        """To all members of a room."""
+        about = f"publish to room {room!r}"
+        return cls(room, traffic_class, content, about, publish_prefix(room, traffic_class, content))
+
+    @classmethod
+    def send(cls, peer: bytes, traffic_class: int, content: int) -> Flow:
+        """To one peer."""
+        about = f"send to {short_key(peer)}"
+        return cls(peer, traffic_class, content, about, send_prefix(peer, traffic_class, content))
+
+    @classmethod
+    def anycast(cls, room: str, traffic_class: int, content: int) -> Flow:
+        """To any one member of a room."""
+        about = f"send to any member of room {room!r}"
+        return cls(room, traffic_class, content, about, anycast_prefix(room, traffic_class, content))
+
+    def head(self, size: int) -> bytes:
+        """The frame of a payload of ``size`` bytes up to the payload."""
+        head = self._heads.get(size)
+        if head is None:
+            body = self._prefix + payload_head(size)
+            head = (len(body) + size).to_bytes(LENGTH_BYTES, "big") + body
+            if len(self._heads) >= MAX_HEADS:
+                self._heads.clear()
+            self._heads[size] = head
+        return head
+
+
+class Receipt:
+    """A message that was handed to the library.
+
+    Attributes:
+        ordinal: its number on the connection, as refusals name it; None until its last byte has left.
+        connection: the number of that connection in this process; None until then.
+    """
+
+    __slots__ = ("connection", "end", "flow", "ordinal")
+
+    def __init__(self, flow: Flow, end: int) -> None:
+        self.flow = flow
+        self.end = end  # bytes put into its class so far, itself included
+        self.ordinal: int | None = None
+        self.connection: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Receipt(ordinal={self.ordinal}, connection={self.connection})"
+
+
+class Flush:
+    """A flush PING: what its PONG will decide.
+
+    Attributes:
+        answer: given True by the PONG, False when the connection breaks.
+    """
+
+    __slots__ = ("answer", "ordinal", "put_bytes", "token", "waiting")
+
+    def __init__(self, number: int, ordinal: int, put_bytes: int, waiting: list[Receipt]) -> None:
+        self.token = number.to_bytes(_TOKEN_BYTES, "big")
+        self.ordinal = ordinal  # what had left when it was queued
+        self.put_bytes = put_bytes
+        self.waiting = waiting  # the last message of each class that leaves before it
+        self.answer: Answer[bool] = Answer()
+
+    def mark(self) -> int:
+        """The last ordinal that the PONG decides."""
+        return max([self.ordinal, *(receipt.ordinal or 0 for receipt in self.waiting)])
+
+
+class Verdicts:
+    """What is known of the messages of the current connection, and the problems that `Node.flush` raises.
+
+    Attributes:
+        sent: ordinal of the last message that left.
+        decided: everything up to this ordinal has its verdict.
+        problems: refusals and unknown outcomes since they were last taken.
+        forgotten: problems that found the list full.
+    """
+
+    def __init__(self, kept_problems: int) -> None:
+        self.connection = 0
+        self.sent = 0
+        self.decided = 0
+        self.problems: list[Refused | OutcomeUnknown] = []
+        self.forgotten = 0
+        self._kept_problems = kept_problems
+        self._flows: deque[tuple[int, Flow]] = deque()  # (first ordinal, flow), runs not decided yet
+
+    def opened(self, connection: int) -> None:
+        """A new connection begins: ordinals count from 1."""
+        self.connection = connection
+        self.sent = self.decided = 0
+        self._flows.clear()
+
+    def departed(self, receipt: Receipt) -> None:
+        """The last byte of a message has left."""
+        self.sent += 1
+        receipt.ordinal = self.sent
+        receipt.connection = self.connection
+        if not self._flows or self._flows[-1][1] is not receipt.flow:
+            self._flows.append((self.sent, receipt.flow))
+
+    def decide(self, ordinal: int) -> None:
+        """Everything up to this ordinal has its verdict."""
+        if ordinal <= self.decided:
+            return
+        self.decided = ordinal
+        flows = self._flows
+        while len(flows) > 1 and flows[1][0] <= ordinal + 1:
+            flows.popleft()
+
+    def judge(self, reject: Reject) -> tuple[Refused, Flow | None]:
+        """What a REJECT says, and where the first message went if that is remembered.
+
+        Raises:
+            RemoteProtocolError: it names messages that were not sent.
+        """
+        ordinals = range(reject.first, reject.first + reject.count)
+        if ordinals.stop - 1 > self.sent:
+            raise RemoteProtocolError(f"REJECT of message {ordinals.stop - 1}; {self.sent} were sent")
+        flow = next((flow for first, flow in reversed(self._flows) if first <= reject.first), None)
+        if reject.first <= self.decided:
+            flow = None
+        return self._refused(ordinals, reject.code, reject.retry_after_ms, flow), flow
+
+    def note(self, problem: Refused | OutcomeUnknown) -> None:
+        """Keep a problem for the next flush."""
+        problems = self.problems
+        last = problems[-1] if problems else None
+        if (
+            isinstance(last, Refused)
+            and isinstance(problem, Refused)
+            and last.code == problem.code
+            and last.ordinals.stop == problem.ordinals.start
+        ):
+            problems.pop()
+            about = str(problem)
+            problem = type(problem)(
+                about,
+                problem.code,
+                retry_after_ms=problem.retry_after_ms,
+                ordinals=range(last.ordinals.start, problem.ordinals.stop),
+            )
+        if len(problems) >= self._kept_problems:
+            self.forgotten += 1
+        else:
+            problems.append(problem)
+
+    def broke(self) -> OutcomeUnknown | None:
+        """The connection is gone: the messages without a verdict, if any."""
+        unknown = range(self.decided + 1, self.sent + 1)
+        self.decided = self.sent
+        self._flows.clear()
+        if not unknown:
+            return None
+        return OutcomeUnknown(
+            f"the connection broke before the relay's verdict on {_count(unknown)} arrived; "
+            "they may or may not have been delivered",
+            unknown,
+        )
+
+    def take_problems(self) -> list[Refused | OutcomeUnknown]:
+        """The problems so far, which are then no longer kept."""
+        problems, self.problems = self.problems, []
+        self.forgotten = 0
+        return problems
+
+    def _refused(self, ordinals: range, code: int, retry_after_ms: int, flow: Flow | None) -> Refused:
+        about = flow.about if flow is not None else "a message accepted before"
+        return Refused.from_code(code, about, retry_after_ms=retry_after_ms, ordinals=ordinals)
+
+
+def is_request(flow: Flow | None) -> bool:
+    """Whether the messages of a flow are requests, whose refusals `Node.request` raises."""
+    return flow is not None and flow.content == Content.REQUEST
+
+
+def _count(ordinals: range) -> str:
+    return "1 message" if len(ordinals) == 1 else f"{len(ordinals)} messages"

@@ -1,0 +1,98 @@
+"""When to dial again, and who says so: backoff with full jitter, and the incarnation of this process.
+
+Knows no connection; time and randomness are arguments.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from awesomeconnect.errors import ConnectionEnded, ErrorCode, RelayKeyMismatch, code_label
+from awesomeconnect.wire.messages import Incarnation
+
+#: A relay's spread and window are believed up to this, seconds.
+MOST_SPREAD_S = 600.0
+_CODES = {int(code) for code in ErrorCode}
+
+
+class Backoff:
+    """How long to wait before attempt n = 1, 2, 3 … (protocol-spec/sessions.md, Reconnecting)."""
+
+    def __init__(
+        self, backoff_s: float, first_cap_s: float, later_cap_s: float, patience_s: float, settled_s: float
+    ) -> None:
+        self._backoff_s = backoff_s
+        self._first_cap_s = first_cap_s
+        self._later_cap_s = later_cap_s
+        self._patience_s = patience_s
+        self._settled_s = settled_s
+        self._attempt = 0
+        self._connected_at = 0.0
+        self._broken_at = 0.0
+
+    def connected(self, now: float) -> None:
+        """A connection is up."""
+        self._connected_at = now
+
+    def broke(self, now: float) -> None:
+        """It ended."""
+        self._broken_at = now
+        if now - self._connected_at >= self._settled_s:
+            self._attempt = 0
+
+    def next_delay_s(self, now: float, random: float) -> float:
+        """The wait before the next attempt; ``random`` is uniform in [0, 1)."""
+        self._attempt += 1
+        early = now - self._broken_at < self._patience_s
+        cap = self._first_cap_s if early else self._later_cap_s
+        return random * min(cap, self._backoff_s * 2.0 ** min(self._attempt, 32))
+
+
+def is_final(error: Exception, addresses: int) -> bool:
+    """Whether no new connection should be tried after this end, with so many addresses to choose from."""
+    if isinstance(error, RelayKeyMismatch):
+        return addresses == 1
+    if not isinstance(error, ConnectionEnded) or error.code == ErrorCode.OK:
+        return False
+    if error.code in (ErrorCode.REPLACED, ErrorCode.SUPERSEDED):
+        return True
+    return addresses == 1 and error.code in _CODES and not ErrorCode(error.code).may_retry
+
+
+def ended_text(code: int, detail: str) -> str:
+    """What a CLOSE or GOAWAY says to people."""
+    text = {
+        ErrorCode.REPLACED: "another process connected with the same key; give each process a key of its own",
+        ErrorCode.SUPERSEDED: "this process made a newer connection with the same key",
+        ErrorCode.DRAINING: "the relay is shutting down",
+        ErrorCode.NOT_ALLOWED: "the relay does not allow this key",
+        ErrorCode.OVERLOADED: "the relay is overloaded; try later",
+    }.get(code, f"the relay closed the connection, {code_label(code)}")  # type: ignore[call-overload]
+    return f"{text}: {detail}" if detail and detail not in text else str(text)
+
+
+class Process:
+    """One run of a process, as relays see it: for each key one incarnation, and a number for each connection."""
+
+    def __init__(
+        self,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.random_bytes = random_bytes
+        self._now_ms = now_ms
+        self._runs: dict[tuple[int, bytes], tuple[Incarnation, int]] = {}
+
+    def next_connection(self, key: bytes) -> tuple[Incarnation, int]:
+        """The incarnation of a key in this process, and the number of its next connection, from 1."""
+        run = (os.getpid(), key)  # a forked child is another process
+        if run not in self._runs:
+            self._runs[run] = (Incarnation(self._now_ms(), self.random_bytes(8)), 0)
+        incarnation, number = self._runs[run]
+        self._runs[run] = (incarnation, number + 1)
+        return incarnation, number + 1
+
+
+THIS_PROCESS = Process()
