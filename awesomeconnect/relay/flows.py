@@ -201,15 +201,18 @@ class Router:
         if code:
             return self._refused(ordinal, code)
         room = self._registry.find_room(message.room)
-        chosen = None if room is None else room.next_for_anycast(self._egress)
-        if room is None or chosen is None:
+        candidates = [] if room is None else room.anycast_order(self._egress)
+        if room is None or not candidates:
             return self._refused(ordinal, ErrorCode.NO_MEMBERS)
         frame = _deliver_frame(
             deliver_prefix(Mode.ANYCAST, self._key, message.room, message.traffic_class, message.content),
             message.payload,
         )
-        if not chosen.push(message.traffic_class, frame):
-            self._congested(room, message.traffic_class, chosen)
+        for chosen in candidates:
+            if chosen.push(message.traffic_class, frame):
+                break
+        else:
+            self._congested(room, message.traffic_class, candidates[0])
             return self._refused(ordinal, ErrorCode.RECEIVER_CONGESTED)
         if chosen.queued[message.traffic_class] > chosen.limits.high_water_bytes:
             self._congested(room, message.traffic_class, chosen)
@@ -291,6 +294,8 @@ class Router:
                     lost = 1 if len(blobs) == 1 and frames == 1 else count_frames(blob)
                     egress.lose(traffic_class, room.name, lost, len(blob))
                     self._traffic.gap_messages += lost
+                    self._traffic.delivered_messages -= lost  # counted below with those that were queued
+                    self._traffic.delivered_bytes -= len(blob)
             if egress.queued[traffic_class] > egress.limits.high_water_bytes:
                 self._congested(room, traffic_class, egress)
             touched[egress] = None

@@ -10,6 +10,7 @@ Members are kept in join order: applications rely on it (the first full node in 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -25,8 +26,7 @@ from awesomeconnect.wire.messages import (
     Presence,
 )
 
-#: A PRESENCE with this many changes stays far below a page: 32 members of at most 1.1 KiB.
-PRESENCE_CHANGES = 32
+_total = attrgetter("total")
 
 
 class Node(Protocol):
@@ -62,9 +62,10 @@ class Room:
 
     __slots__ = (
         "__weakref__",
-        "_anycast_turn",
         "_changes",
+        "_queues",
         "_told",
+        "_turn",
         "audience",
         "last_joined",
         "members",
@@ -80,7 +81,8 @@ class Room:
         self.version = 0
         self.messages = 0
         self.last_joined = 0
-        self._anycast_turn = 0
+        self._turn = -1
+        self._queues: list[Any] | None = None  # the members' queues in join order, for anycast
         self._changes: list[Member | bytes] = []  # a Member joined, a key left
         self._told = 0  # version of the last PRESENCE
 
@@ -99,47 +101,53 @@ class Room:
             page.append(member)
         return MembersPage(self.name, ErrorCode.OK, self.version, tuple(page), None)
 
-    def next_for_anycast(self, but: object) -> Any:
-        """The egress queue of the member with the fewest bytes queued, but one; round robin among equals.
+    def anycast_order(self, but: object) -> list[Any]:
+        """Whom an anycast message goes to: the egress queue with the fewest bytes, in turn among equals.
+
+        Args:
+            but: the sender's queue, which is left out.
 
         Returns:
-            None when there is no other member.
+            The first choice, and where it may be full the others in order; empty without other members.
         """
-        self._anycast_turn += 1
-        best = -1
-        idle: list[Any] = []
-        for egress in self.members:
-            if egress is but:
-                continue
-            if best < 0 or egress.total < best:
-                best = egress.total
-                idle = [egress]
-            elif egress.total == best:
-                idle.append(egress)
-        return idle[self._anycast_turn % len(idle)] if idle else None
+        queues = self._queues
+        if queues is None:
+            queues = self._queues = list(self.members)
+        for _ in queues[:2]:  # the next one may be the sender's
+            self._turn = (self._turn + 1) % len(queues)
+            egress = queues[self._turn]
+            if egress is not but and not egress.total:
+                return [egress]
+        others = [egress for egress in queues[self._turn :] + queues[: self._turn] if egress is not but]
+        others.sort(key=_total)  # stable: those in turn stay in turn
+        return others
 
     def note_change(self, change: Member | bytes) -> None:
         """One member joined (a `Member`) or left (its key)."""
         self.version += 1
+        self._queues = None
         if self.audience:
             self._changes.append(change)
         else:
             self._changes.clear()
             self._told = self.version
 
-    def take_changes(self) -> list[Presence]:
-        """What the audience has not been told, as PRESENCE messages with consecutive versions."""
+    def take_changes(self, page_bytes: int) -> list[Presence]:
+        """What the audience has not been told, as PRESENCE messages of at most ``page_bytes``."""
         told: list[Presence] = []
         left: dict[bytes, None] = {}
         joined: dict[bytes, Member] = {}
         base = version = self._told
+        head = size = _PAGE_HEAD_BYTES + len(self.name.encode())
         for change in self._changes:
             key = change if isinstance(change, bytes) else change.key
             # Left is applied before joined, so a join that was undone cannot share a PRESENCE with its leave.
             undone = isinstance(change, bytes) and key in joined
-            if undone or len(left) + len(joined) >= PRESENCE_CHANGES:
+            size += _KEY_BYTES if isinstance(change, bytes) else _member_bytes(change)
+            if undone or size > page_bytes:
                 told.append(Presence(self.name, base, version, tuple(left), tuple(joined.values())))
                 left, joined, base = {}, {}, version
+                size = head + _MAX_MEMBER_BYTES
             version += 1
             if isinstance(change, bytes):
                 left[change] = None
@@ -204,18 +212,16 @@ class Registry:
     def join(self, node: Node, egress: object, name: str, flags: int) -> Room:
         """Put a connection into a room, or change its flags there; a member keeps its place."""
         room = self.room(name)
-        observes = bool(flags & JoinFlags.OBSERVE)
         place = node.rooms.get(room)
-        if place is not None and observes == bool(place.joined):
-            self.leave(node, egress, name)
-            place = None
         if place is None:
             place = node.rooms[room] = Place(0, watches=False)
-            if not observes:
-                room.last_joined += 1
-                place.joined = room.last_joined
-                room.members[egress] = node
-                room.note_change(Member(node.key, place.joined, node.attributes))
+        if flags & JoinFlags.OBSERVE:
+            self._retire(node, egress, room, place)
+        elif not place.joined:
+            room.last_joined += 1
+            place.joined = room.last_joined
+            room.members[egress] = node
+            room.note_change(Member(node.key, place.joined, node.attributes))
         place.watches = bool(flags & JoinFlags.WATCH)
         if place.watches:
             room.audience[node] = None
@@ -230,9 +236,7 @@ class Registry:
         if room is None or place is None:
             return False
         room.audience.pop(node, None)
-        if place.joined:
-            del room.members[egress]
-            room.note_change(node.key)
+        self._retire(node, egress, room, place)
         return True
 
     def leave_all(self, node: Node, egress: object) -> list[Room]:
@@ -242,9 +246,19 @@ class Registry:
             self.leave(node, egress, room.name)
         return rooms
 
+    def _retire(self, node: Node, egress: object, room: Room, place: Place) -> None:
+        """A member is one no more; it may still watch."""
+        if place.joined:
+            place.joined = 0
+            del room.members[egress]
+            room.note_change(node.key)
 
-#: Array head, kind, room head, code, version, page head and next, at their longest.
+
+#: Array head, kind, room head, code, two versions, two list heads, at their longest.
 _PAGE_HEAD_BYTES = 40
+_KEY_BYTES = 34
+#: Array head, key, number, and attributes of 1,024 bytes.
+_MAX_MEMBER_BYTES = 1_068
 
 
 def _member_bytes(member: Member) -> int:

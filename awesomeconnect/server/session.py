@@ -91,6 +91,7 @@ class Session:
         "_house",
         "_leave_by",
         "_paused",
+        "_pauses",
         "_peer",
         "_router",
         "_stalled",
@@ -121,6 +122,7 @@ class Session:
         self._peer: Peer | None = None  # holding the slot keeps it alive
         self._router: Router | None = None
         self._paused: dict[tuple[Any, int], float] | None = None  # (target, class) -> when PAUSE may be repeated
+        self._pauses: dict[int, float] | None = None  # classes that the client has paused for a time -> until when
         self._stalled = (0, 0)  # (bytes sent, tick) when the sweeper last saw progress
 
     async def run(self) -> None:
@@ -192,6 +194,10 @@ class Session:
             if now >= self.close_by:
                 self._transport.close()
             return
+        if self._pauses:
+            for traffic_class in [paused for paused, until in self._pauses.items() if now >= until]:
+                self._resume(traffic_class)
+                self.outlet.flush()
         if self.outlet.is_empty or self.outlet.sent_bytes != self._stalled[0] or self._is_held_back():
             self._stalled = (self.outlet.sent_bytes, tick)
         elif (tick - self._stalled[1]) * self._house.tick_s >= settings.drop_s:
@@ -257,6 +263,8 @@ class Session:
 
     def _enter(self, hello: Message) -> bool:
         if type(hello) is Close:
+            self.tell(Close())
+            self.outlet.flush()
             return False
         assert type(hello) is Hello  # the state machine lets nothing else through
         if hello.revision != REVISION:
@@ -358,7 +366,9 @@ class Session:
         """The client said CLOSE: what is queued for it still leaves, then our own CLOSE."""
         self._depart()
         self.tell(Close(ErrorCode.OK))
-        await self._linger()
+        with trio.move_on_after(self._house.settings.closing_s):
+            self.outlet.flush()
+            await self.outlet.wait_drained()
         raise EOFError("the client closed the connection")
 
     async def _refuse_connection(self, error: RemoteProtocolError) -> None:
@@ -487,9 +497,19 @@ class Session:
 
     def _on_pause(self, message: Pause) -> None:
         self.outlet.pause(message.traffic_class)
+        if self._pauses is None:
+            self._pauses = {}
+        self._pauses.pop(message.traffic_class, None)
+        if message.for_ms:
+            self._pauses[message.traffic_class] = trio.current_time() + message.for_ms / 1000
 
     def _on_resume(self, message: Resume) -> None:
-        self.outlet.resume(message.traffic_class)
+        self._resume(message.traffic_class)
+
+    def _resume(self, traffic_class: int) -> None:
+        if self._pauses:
+            self._pauses.pop(traffic_class, None)
+        self.outlet.resume(traffic_class)
         self._house.touched[self.outlet] = None
 
     def _on_ping(self, message: Ping) -> None:

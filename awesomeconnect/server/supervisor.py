@@ -297,7 +297,7 @@ class Relay:
             self._news_came = trio.Event()
             rooms, self._news = self._news, {}
             for room in rooms:
-                self._tell_audience(room, room.take_changes())
+                self._tell_audience(room, room.take_changes(self.settings.page_bytes))
                 await trio.lowlevel.checkpoint()
 
     def _tell_audience(self, room: Room, told: list[Presence]) -> None:
@@ -306,8 +306,8 @@ class Relay:
             frame = encode_frame(presence)
             traffic_class = class_of(presence)
             for session in audience:
-                # One that has no room for it sees the version jump, and lists again.
-                session.outlet.push(traffic_class, frame)
+                if not session.outlet.push(traffic_class, frame):
+                    session.end(ErrorCode.SLOW_RECEIVER, "changes of membership are not read")
         for session in audience:
             session.outlet.flush()
 

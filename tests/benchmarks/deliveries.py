@@ -184,7 +184,7 @@ def _table(workload: Workload, summary: Summary) -> str:
 )
 @click.option("--pack", type=click.IntRange(1), help="Messages per send, and per client record.")
 @click.option("--window", type=click.IntRange(1), help="Messages published and not yet received by all.")
-@click.option("--pin/--no-pin", default=True, show_default=True, help="Server and generator on a core each.")
+@click.option("--pin/--no-pin", default=False, show_default=True, help="Server and generator on a core each.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write all figures here."
 )
