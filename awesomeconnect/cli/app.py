@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 from awesomeconnect.cli.demo import demo
 from awesomeconnect.cli.exits import EXIT_CODE_TABLE, explain
 from awesomeconnect.cli.key import key
+from awesomeconnect.cli.logs import log_to_stderr
 from awesomeconnect.cli.publish import pub, send
 from awesomeconnect.cli.receive import recv, sub
 from awesomeconnect.cli.serve import serve
@@ -60,6 +62,7 @@ def main(ctx: click.Context, verbose: bool) -> None:
     Commands write payloads and results to stdout, and everything else to stderr.
     """
     ctx.obj = verbose
+    log_to_stderr(logging.DEBUG if verbose else logging.WARNING)
 
 
 for _command in (serve, key, pub, sub, send, recv, who, ping, demo):

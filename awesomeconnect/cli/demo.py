@@ -28,7 +28,7 @@ NAMES = ("Ada", "Bob", "Cleo", "Dan", "Eve")
 FILM_BYTES = 8 << 20
 PIECE_BYTES = 64 << 10
 ALERTS = 50
-ALERT_INTERVAL_S = 0.01
+ALERT_INTERVAL_S = 0.002
 LETTERS = 1_000
 JOBS = 300
 #: All of it takes two seconds on a small machine; what has not come by then is missing.
@@ -127,18 +127,18 @@ async def _demo() -> None:
         async with trio.open_nursery() as house:
             await house.start(relay.serve, [listener])
             tell(f"a relay at {address}")
-            async with AsyncExitStack() as connections, trio.open_nursery() as receivers:
+            async with AsyncExitStack() as connections:
                 guests = []
                 for name in NAMES:
-                    node = await connections.enter_async_context(
-                        connect(address, attributes={"name": name}, rooms=[ROOM])
-                    )
-                    guests.append(Guest(name, node, parts))
-                    receivers.start_soon(guests[-1].receive)
+                    link = connect(address, attributes={"name": name}, rooms=[ROOM])
+                    guests.append(Guest(name, await connections.enter_async_context(link), parts))
                 tell(f"five nodes in the room {ROOM}: {', '.join(NAMES)}")
-                with _progress(parts.values()), trio.move_on_after(PATIENCE_S):
-                    await _perform(guests, film, parts)
-                receivers.cancel_scope.cancel()
+                async with trio.open_nursery() as receivers:
+                    for guest in guests:
+                        receivers.start_soon(guest.receive)
+                    with _progress(parts.values()), trio.move_on_after(PATIENCE_S):
+                        await _perform(guests, film, parts)
+                    receivers.cancel_scope.cancel()
             house.cancel_scope.cancel()
     _print_result(guests, hashlib.sha256(film).digest(), parts.values())
 

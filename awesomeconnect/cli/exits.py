@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from enum import IntEnum
+from typing import Any
 
 import click
 
@@ -64,10 +65,10 @@ _BUG = -1
 
 def explain(error: BaseException) -> Failure | click.exceptions.Exit | None:
     """What ends the command for an error or a group; None when one of them is a bug: its traceback is wanted."""
-    leaves = list(_leaves(error))
-    if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
+    found = list(leaves(error))
+    if any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
         return click.exceptions.Exit(ExitCode.INTERRUPTED)
-    told = min(leaves, key=_rank)
+    told = min(found, key=_rank)
     if _rank(told) == _BUG:
         return None
     if isinstance(told, Failure):
@@ -76,7 +77,7 @@ def explain(error: BaseException) -> Failure | click.exceptions.Exit | None:
     if code is ExitCode.BROKEN_PIPE:
         _forget_output()
         return click.exceptions.Exit(code)
-    others = f" (and {len(leaves) - 1} more errors)" if len(leaves) > 1 else ""
+    others = f" (and {len(found) - 1} more errors)" if len(found) > 1 else ""
     return Failure(one_line(told) + others, code)
 
 
@@ -88,10 +89,11 @@ def one_line(error: BaseException) -> str:
     return safe("; ".join(filter(None, text.splitlines())) or type(error).__name__, _LINE_CHARACTERS)
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def leaves(error: BaseException) -> Iterator[Any]:
+    """The errors of a group, of groups in it too; an error that is no group is its own leaf."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            yield from _leaves(inner)
+            yield from leaves(inner)
     else:
         yield error
 

@@ -11,7 +11,7 @@ import click
 
 from awesomeconnect.cli.exits import one_line
 from awesomeconnect.cli.text import safe
-from awesomeconnect.errors import code_label
+from awesomeconnect.errors import Refused, code_label
 
 if TYPE_CHECKING:
     from awesomeconnect.client import Node
@@ -64,42 +64,44 @@ class Notices:
     """What went wrong on a connection.
 
     Attributes:
-        lost: messages that the relay reported as lost on the way to this node.
+        lost: messages that were lost on the way to this node.
+        refused: messages of this node that the relay refused; flushing raises why.
         was_interrupted: the connection broke; what was sent to this node until it was back is missing.
     """
 
     def __init__(self) -> None:
         self.lost = 0
+        self.refused = 0
         self.was_interrupted = False
 
     async def follow(self, node: Node) -> None:
         """Tell and note events until cancelled."""
-        from awesomeconnect.client import Connected, Disconnected, GapReport, GoingAway, Refusal
+        from awesomeconnect.client import Connected, Disconnected, GapReport, GoingAway, Refusal, RoomLost
 
         async for event in node.events():
             match event:
-                case Disconnected():
+                case Disconnected(error, retry_in_s) if retry_in_s is not None:
                     self.was_interrupted = True
-                    again = f"trying again in {event.retry_in_s:.1f} s"
-                    tell(f"Warning: connection lost: {one_line(event.error)}; {again}")
-                case Connected() if self.was_interrupted:
-                    tell(f"connected again to {event.relay}")
+                    again = f"trying again in {retry_in_s:.1f} s"
+                    tell(f"Warning: connection lost: {one_line(error)}; {again}")
+                case Connected(relay) if self.was_interrupted:
+                    tell(f"connected again to {relay}")
                 case GapReport():
                     self.lost += event.count
                     where = f" in {safe(event.room)}" if event.room else ""
-                    tell(
-                        f"Warning: lost {event.count} messages ({event.lost_bytes} bytes){where}: "
-                        f"{code_label(event.code)}"
-                    )
+                    size = f"{event.count} messages ({event.lost_bytes:,} bytes)"
+                    tell(f"Warning: lost {size}{where}: {code_label(event.code)}")
                 case Refusal():
-                    tell(f"Warning: {len(event.ordinals)} messages refused: {code_label(event.code)}")
+                    self.refused += len(event.ordinals)
                 case GoingAway():
-                    tell(f"the relay asks this node to leave: {code_label(event.code)}")
+                    tell(f"the relay asks its nodes to leave: {code_label(event.code)}")
+                case RoomLost(room, code):
+                    raise Refused.from_code(code, f"no longer in room {room!r}")
 
     def problem(self) -> str | None:
         """Why the received messages may be incomplete; None when they are not."""
         if self.lost:
             return f"{self.lost} messages were lost on the way here; read faster, or let the sender wait"
         if self.was_interrupted:
-            return "the connection broke meanwhile, so messages may be missing"
+            return "the connection broke meanwhile, so messages may be missing; ask for them again"
         return None

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from awesomeconnect.cli import options
-from awesomeconnect.cli.exits import Failure
-from awesomeconnect.cli.link import Link, run
+from awesomeconnect.cli.exits import Failure, leaves, one_line
+from awesomeconnect.cli.link import Link, Notices, run, tell
 from awesomeconnect.cli.options import class_option, link_options
 from awesomeconnect.errors import Refused
 
@@ -100,7 +100,9 @@ async def _transmit(
     from awesomeconnect.cli.streams import LineTooLong, Source
 
     source = Source(file)
-    async with link.open() as (node, _notices):
+    if file == "-" and sys.stdin.isatty():
+        tell("reading standard input; end it with Ctrl-D")
+    async with link.open() as (node, notices):
         limit = node.limits.payload_bytes
         if size is not None and size > limit:
             raise Failure(f"--size {size} is more than this relay takes in one message; give at most {limit}")
@@ -110,30 +112,37 @@ async def _transmit(
             except LineTooLong as problem:
                 raise Failure(str(problem)) from None
         else:
-            await _send_blocks(node, source, sender(node), size or min(MESSAGE_BYTES, limit))
+            await _send_blocks(node, notices, source, sender(node), size or min(MESSAGE_BYTES, limit))
 
 
-async def _send_blocks(node: Node, source: Source, send: Callable[[bytes], Awaitable[Any]], size: int) -> None:
+async def _send_blocks(
+    node: Node, notices: Notices, source: Source, send: Callable[[bytes], Awaitable[Any]], size: int
+) -> None:
+    """A file with a hole is of no use: stops at the first refusal, which the flush raises."""
     with _progress(source.size) as advance:
         async for block in source.blocks(size):
             await send(block)
             advance(len(block))
+            if notices.refused:
+                break
         await node.flush()
 
 
 async def _send_lines(node: Node, source: Source, send: Callable[[bytes], Awaitable[Any]], limit: int) -> None:
-    """A refused line is told and the next ones are sent all the same, as a stream may outlive its readers."""
+    """A stream may outlive its readers: refusals are told, and the next lines are sent all the same."""
     sent = refused = 0
     async for lines in source.lines(limit):
-        sent += len(lines)
         for line in lines:
             await send(line)
+        sent += len(lines)
         try:
             await node.flush()
-        except* Refused:
-            ...
+        except* Refused as group:
+            for refusal in leaves(group):
+                tell(f"Warning: {one_line(refusal)}")
+                refused += len(refusal.ordinals)
     if refused:
-        raise Failure(f"{refused} of {sent} messages were refused")
+        raise Failure(f"{refused} of {sent} lines were refused; the reasons are above")
 
 
 @contextmanager

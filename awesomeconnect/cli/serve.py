@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import click
 
 from awesomeconnect.cli.key import default_relay_key
-from awesomeconnect.cli.text import json_line, safe
+from awesomeconnect.cli.logs import log_to_stderr
+from awesomeconnect.cli.text import json_line
 
 if TYPE_CHECKING:
     import trio
@@ -85,19 +86,6 @@ def raise_file_limit() -> int:
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
-
-
-def log_to_stderr(level: int) -> None:
-    """Compact lines for people; what strangers put into a message cannot move the cursor."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Compact("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=level, handlers=[handler])
-
-
-class _Compact(logging.Formatter):
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = safe(record.message, 1_000)
-        return super().formatMessage(record)
 
 
 async def _serve(relay: Relay, listeners: list[socket.socket], announce: Callable[[], None]) -> None:

@@ -14,9 +14,9 @@ from collections import deque
 
 from awesomeconnect.client.receipts import Flow, Flush, Receipt, Verdicts
 from awesomeconnect.client.waiting import Signal
-from awesomeconnect.errors import OutcomeUnknown, PayloadTooLarge, Refused
-from awesomeconnect.shaping.egress import CLASSES, CONTROL, Egress, EgressLimits
-from awesomeconnect.wire.messages import Message, Ping, PingKind, Reject, encode_frame, is_barrier
+from awesomeconnect.errors import ErrorCode, OutcomeUnknown, PayloadTooLarge
+from awesomeconnect.shaping.egress import CONTROL, Egress, EgressLimits
+from awesomeconnect.wire.messages import Message, Ping, PingKind, encode_frame, is_barrier
 from awesomeconnect.wire.records import MAX_PLAINTEXT
 
 _PUBLISHED = (1 << CONTROL) - 1
@@ -97,7 +97,7 @@ class Outbox(Egress):
         size = len(frame)
         end = self._put[traffic_class] = self._put[traffic_class] + size
         self._put_bytes += size
-        receipt = Receipt(flow, end)
+        receipt = Receipt(flow, len(payload), end)
         self._pending[traffic_class].append(receipt)
         self._append(traffic_class, frame)
         self.filled.notify()
@@ -107,6 +107,16 @@ class Outbox(Egress):
     def undecided_bytes(self) -> int:
         """Bytes put that have no verdict, as far as is known."""
         return self._put_bytes - self._decided_bytes
+
+    @property
+    def queued_messages(self) -> int:
+        """Messages that have not left."""
+        return sum(map(len, self._pending))
+
+    @property
+    def queued_bytes(self) -> int:
+        """Their frames, but for what has left of large ones."""
+        return sum(self.queued[:CONTROL])
 
     @property
     def is_settled(self) -> bool:
@@ -143,7 +153,7 @@ class Outbox(Egress):
             return super().take(limit)
         before = self.queued.copy()
         plaintext = super().take(limit)
-        for traffic_class in range(CLASSES - 2, -1, -1):
+        for traffic_class in range(CONTROL - 1, -1, -1):
             size = before[traffic_class] - self.queued[traffic_class]
             if size:
                 self._departed(traffic_class, size)
@@ -151,7 +161,7 @@ class Outbox(Egress):
         if sent - self._asked_at[0] >= self._flush_messages or gone - self._asked_at[1] >= self._flush_bytes:
             # What has left is before it anyway, so it need not wait for what has not.
             self._asked_at = (sent, gone)
-            flush = self._new_flush(self._put_bytes - self.total + self.queued[CONTROL], [])
+            flush = self._new_flush(gone, [])
             self.push_control(encode_frame(Ping(PingKind.FLUSH, flush.token)))
         return plaintext
 
@@ -171,10 +181,6 @@ class Outbox(Egress):
                 break
         self.progress.notify()
 
-    def judge(self, reject: Reject) -> tuple[Refused, Flow | None]:
-        """See `Verdicts.judge`."""
-        return self.verdicts.judge(reject)
-
     # ---- connections ---------------------------------------------------------------------------------
 
     def opened(self, connection: int, payload_bytes: int) -> None:
@@ -187,14 +193,10 @@ class Outbox(Egress):
         self._forget_queue()
         self.verdicts.opened(connection)
         for receipt, frame in unsent:
-            flow = receipt.flow
-            payload_size = len(frame)
-            while payload_size and len(flow.head(payload_size)) + payload_size > len(frame):
-                payload_size -= 1
-            if payload_size > payload_bytes:
-                self.verdicts.note(too_large(flow, payload_size, payload_bytes))
+            if receipt.size > payload_bytes:
+                self.verdicts.note(too_large(receipt.flow, receipt.size, payload_bytes))
                 continue
-            traffic_class = flow.traffic_class
+            traffic_class = receipt.flow.traffic_class
             receipt.end = self._put[traffic_class] = self._put[traffic_class] + len(frame)
             self._put_bytes += len(frame)
             self._pending[traffic_class].append(receipt)
@@ -239,5 +241,5 @@ def too_large(flow: Flow, size: int, limit: int) -> PayloadTooLarge:
     return PayloadTooLarge(
         f"{flow.about}: the payload has {size:,} bytes, the relay takes {limit:,} at most; "
         "send it in smaller messages",
-        34,
+        ErrorCode.PAYLOAD_TOO_LARGE,
     )

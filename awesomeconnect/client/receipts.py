@@ -17,7 +17,6 @@ from awesomeconnect.errors import OutcomeUnknown, Refused, RemoteProtocolError
 from awesomeconnect.identity import short_key
 from awesomeconnect.wire.framing import LENGTH_BYTES
 from awesomeconnect.wire.messages import (
-    Content,
     Reject,
     anycast_prefix,
     payload_head,
@@ -27,7 +26,8 @@ from awesomeconnect.wire.messages import (
 
 #: Payload lengths of a flow whose heads are kept.
 MAX_HEADS = 64
-_TOKEN_BYTES = 8
+#: Of a flush PING. Keepalive PINGs have tokens of another length.
+TOKEN_BYTES = 8
 
 
 class Flow:
@@ -86,10 +86,11 @@ class Receipt:
         connection: the number of that connection in this process; None until then.
     """
 
-    __slots__ = ("connection", "end", "flow", "ordinal")
+    __slots__ = ("connection", "end", "flow", "ordinal", "size")
 
-    def __init__(self, flow: Flow, end: int) -> None:
+    def __init__(self, flow: Flow, size: int, end: int) -> None:
         self.flow = flow
+        self.size = size  # of the payload
         self.end = end  # bytes put into its class so far, itself included
         self.ordinal: int | None = None
         self.connection: int | None = None
@@ -108,7 +109,7 @@ class Flush:
     __slots__ = ("answer", "ordinal", "put_bytes", "token", "waiting")
 
     def __init__(self, number: int, ordinal: int, put_bytes: int, waiting: list[Receipt]) -> None:
-        self.token = number.to_bytes(_TOKEN_BYTES, "big")
+        self.token = number.to_bytes(TOKEN_BYTES, "big")
         self.ordinal = ordinal  # what had left when it was queued
         self.put_bytes = put_bytes
         self.waiting = waiting  # the last message of each class that leaves before it
@@ -173,25 +174,21 @@ class Verdicts:
         flow = next((flow for first, flow in reversed(self._flows) if first <= reject.first), None)
         if reject.first <= self.decided:
             flow = None
-        return self._refused(ordinals, reject.code, reject.retry_after_ms, flow), flow
+        about = flow.about if flow is not None else "a message accepted before"
+        refused = Refused.from_code(
+            reject.code, about, retry_after_ms=reject.retry_after_ms, ordinals=ordinals
+        )
+        return refused, flow
 
     def note(self, problem: Refused | OutcomeUnknown) -> None:
         """Keep a problem for the next flush."""
         problems = self.problems
         last = problems[-1] if problems else None
-        if (
-            isinstance(last, Refused)
-            and isinstance(problem, Refused)
-            and last.code == problem.code
-            and last.ordinals.stop == problem.ordinals.start
-        ):
+        if isinstance(last, Refused) and isinstance(problem, Refused) and _go_on(last, problem):
             problems.pop()
-            about = str(problem)
+            ordinals = range(last.ordinals.start, problem.ordinals.stop)
             problem = type(problem)(
-                about,
-                problem.code,
-                retry_after_ms=problem.retry_after_ms,
-                ordinals=range(last.ordinals.start, problem.ordinals.stop),
+                str(problem), problem.code, retry_after_ms=problem.retry_after_ms, ordinals=ordinals
             )
         if len(problems) >= self._kept_problems:
             self.forgotten += 1
@@ -217,14 +214,10 @@ class Verdicts:
         self.forgotten = 0
         return problems
 
-    def _refused(self, ordinals: range, code: int, retry_after_ms: int, flow: Flow | None) -> Refused:
-        about = flow.about if flow is not None else "a message accepted before"
-        return Refused.from_code(code, about, retry_after_ms=retry_after_ms, ordinals=ordinals)
 
-
-def is_request(flow: Flow | None) -> bool:
-    """Whether the messages of a flow are requests, whose refusals `Node.request` raises."""
-    return flow is not None and flow.content == Content.REQUEST
+def _go_on(last: Refused, problem: Refused) -> bool:
+    """Whether a refusal is the same as the last one, of the messages that follow."""
+    return last.ordinals.stop == problem.ordinals.start and str(last) == str(problem)
 
 
 def _count(ordinals: range) -> str:

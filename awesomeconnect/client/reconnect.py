@@ -9,7 +9,13 @@ import os
 import time
 from collections.abc import Callable
 
-from awesomeconnect.errors import ConnectionEnded, ErrorCode, RelayKeyMismatch, code_label
+from awesomeconnect.errors import (
+    AwesomeConnectError,
+    ConnectionEnded,
+    ErrorCode,
+    RelayKeyMismatch,
+    code_label,
+)
 from awesomeconnect.wire.messages import Incarnation
 
 #: A relay's spread and window are believed up to this, seconds.
@@ -52,6 +58,8 @@ class Backoff:
 
 def is_final(error: Exception, addresses: int) -> bool:
     """Whether no new connection should be tried after this end, with so many addresses to choose from."""
+    if not isinstance(error, AwesomeConnectError):
+        return True  # an error in the library: it would come again
     if isinstance(error, RelayKeyMismatch):
         return addresses == 1
     if not isinstance(error, ConnectionEnded) or error.code == ErrorCode.OK:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -71,6 +72,10 @@ TURN_DELIVERIES = 10_000
 MESSAGE_COST = 20
 
 _buffer = memoryview(bytearray(MOST_READ_BYTES))
+
+
+class _Farewell(Exception):  # noqa: N818
+    """The client said CLOSE. It ends the turn, and with it the place in line, before the rest is sent."""
 
 
 class Session:
@@ -138,12 +143,15 @@ class Session:
                 self._house.count("protocol_errors")
                 log.info("%s: closed, %s: %s", self, error.code.label, error)
                 await self._refuse_connection(error)
+            except _Farewell:
+                await self._finish()
         except (OSError, trio.ClosedResourceError, EOFError) as error:
             log.debug("%s: ended, %r", self, error)
         except Exception:
             self._house.count("internal_errors")
             log.exception("%s: closed after an error in the relay; please report it", self)
-            self.end(ErrorCode.INTERNAL_ERROR)
+            with suppress(Exception):
+                self.end(ErrorCode.INTERNAL_ERROR)
         finally:
             self._depart()
             self._house.traffic.receiver_gone_messages += self.outlet.disconnect()
@@ -214,7 +222,7 @@ class Session:
         if idle_s >= settings.drop_s:
             self._house.count("keepalive_timeouts")
             self.end(ErrorCode.KEEPALIVE_TIMEOUT, f"nothing was heard for {settings.drop_s:g} s")
-        elif idle_s >= settings.keepalive_s and self._connection.local_state is State.OPEN:
+        elif not (tick - self.heard or 1) % self._house.keepalive_ticks and self._connection.local_state is State.OPEN:
             self.tell(Ping(PingKind.KEEPALIVE))
             self.outlet.flush()
 
@@ -244,13 +252,15 @@ class Session:
                 if not size:
                     return False
                 scope.deadline = started + settings.greeting_s
-                connection.receive(_buffer[:size])
+                try:
+                    connection.receive(_buffer[:size])
+                finally:  # a failure right behind act 3 is told
+                    if connection.is_established and not self.key:
+                        self.key = connection.peer_key
+                        self.outlet.open(connection.sealer)
                 act = connection.handshake_bytes()
                 if act and transport.send(act) < len(act):
                     raise OSError("the empty buffer of a new connection did not take 128 bytes")
-                if connection.is_established and not self.key:
-                    self.key = connection.peer_key
-                    self.outlet.open(connection.sealer)
                 if connection.is_established:
                     hello = connection.next_message()
                     if hello is not None:
@@ -338,29 +348,32 @@ class Session:
         house.note_turn()
         routed_before = house.traffic.delivered_bytes
         work = 0
-        while True:
-            message = connection.next_message()
-            if connection.reader.touched:
-                assert self._router is not None  # flows are bound by it
-                work += self._router.route_gathered()
-            if message is None:
-                break
-            handler = _HANDLERS.get(type(message))
-            if handler is not None and self.close_by is None:
-                work += MESSAGE_COST + (handler(self, message) or 0)
-                if self.outlet.queued[CONTROL] > house.settings.control_bytes:
-                    raise RemoteProtocolError("answers are not read", ErrorCode.SLOW_RECEIVER)
-            if type(message) is Close:
-                await self._finish()
-            if work >= TURN_DELIVERIES:
-                work = 0
+        try:
+            while True:
+                try:
+                    message = connection.next_message()
+                finally:  # what came before a malformed frame is routed
+                    if connection.reader.touched:
+                        assert self._router is not None  # flows are bound by it
+                        work += self._router.route_gathered()
+                if message is None:
+                    break
+                handler = _HANDLERS.get(type(message))
+                if handler is not None and self.close_by is None:
+                    work += MESSAGE_COST + (handler(self, message) or 0)
+                    if self.outlet.queued[CONTROL] > house.settings.control_bytes:
+                        raise RemoteProtocolError("answers are not read", ErrorCode.SLOW_RECEIVER)
+                if type(message) is Close:
+                    raise _Farewell
+                if work >= TURN_DELIVERIES:
+                    work = 0
+                    house.settle()
+                    with trio.CancelScope(shield=True):
+                        await trio.lowlevel.checkpoint()
+        finally:
+            if house.touched:
                 house.settle()
-                with trio.CancelScope(shield=True):
-                    await trio.lowlevel.checkpoint()
-        moved = house.traffic.delivered_bytes - routed_before
-        if house.touched:
-            house.settle()
-        return moved
+        return house.traffic.delivered_bytes - routed_before
 
     async def _finish(self) -> None:
         """The client said CLOSE: what is queued for it still leaves, then our own CLOSE."""
@@ -369,7 +382,6 @@ class Session:
         with trio.move_on_after(self._house.settings.closing_s):
             self.outlet.flush()
             await self.outlet.wait_drained()
-        raise EOFError("the client closed the connection")
 
     async def _refuse_connection(self, error: RemoteProtocolError) -> None:
         """Tell the client why it is cut off, where it can still be told."""

@@ -7,6 +7,7 @@ goes on in its own time. There is one writer at any moment: while a shaper runs,
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,8 @@ from awesomeconnect.relay.flows import count_frames
 from awesomeconnect.server.transport import Transport
 from awesomeconnect.shaping.egress import CLASSES, CONTROL, Egress, EgressLimits
 from awesomeconnect.wire.records import MAX_PLAINTEXT, Sealer
+
+log = logging.getLogger("awesomeconnect.server")
 
 #: What one flush or one wake-up of a shaper sends at most, so that nobody holds the loop.
 TURN_BYTES = 1 << 20
@@ -168,19 +171,25 @@ class Outlet(Egress):
                 except BlockingIOError:
                     sent = 0
                 self.sent_bytes += sent
+                if self.resumes:
+                    self._tell_resumed()
                 if sent < size:
                     self._unsent = bytes(_record_view[sent:size])
                     return False
-                if self.resumes:
-                    self._tell_resumed()
                 if self.sent_bytes >= end:
-                    return self.is_drained
+                    return False
         except BlockingIOError:
             return False
         except OSError:
-            self._sealer = None
-            self._failed()
+            self._fail()
+        except Exception:
+            log.exception("a connection was closed after an error in the relay; please report it")
+            self._fail()
         return True
+
+    def _fail(self) -> None:
+        self._sealer = None
+        self._failed()
 
     async def _shape(self) -> None:
         """The shaper task: from the first short send until the queue has drained."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import math
 import os
 import socket
 from collections.abc import Callable, Iterable
@@ -74,6 +75,7 @@ class Relay:
         touched: queues that something was put into since the last flush.
         unicasts: what went to a single receiver since then.
         tick: a coarse clock, advanced by the sweeper.
+        keepalive_ticks: silence of this many ticks, and of each multiple of it, is answered with a PING.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Relay:
         self.unicasts: list[Unicast] = []
         self.tick = 0
         self.tick_s = min(1.0, self.settings.keepalive_s / 5, self.settings.closing_s)
+        self.keepalive_ticks = math.ceil(self.settings.keepalive_s / self.tick_s)
         self.limits = {
             "payload_bytes": self.settings.payload_bytes,
             "frame_bytes": self.settings.payload_bytes + FRAME_OVERHEAD_BYTES,

@@ -108,7 +108,7 @@ class Egress:
         if queued > self.limits.class_bytes or self.total + size > self.limits.total_bytes:
             self._overflowed(traffic_class)
             return False
-        return self._caps is None or self._recovered(traffic_class, queued)
+        return self._caps is None or self._recovered(traffic_class)
 
     def push_control(self, frame: bytes) -> None:
         """Queue a small control frame. Never refused: whoever queues them watches ``queued[CONTROL]``."""
@@ -117,7 +117,7 @@ class Egress:
     def push_barrier(self, frame: bytes) -> None:
         """Queue a control frame that leaves after everything queued until now, but for paused classes."""
         self._place_gaps(0)
-        if not self.ready:
+        if not self.ready and not self._barriers:
             self.push_control(frame)
             return
         if self._barriers is None:
@@ -155,7 +155,7 @@ class Egress:
         return not self.ready & ~self.held
 
     def take(self, limit: int = MAX_PLAINTEXT) -> bytes:
-        """Remove what leaves next, at most ``limit`` bytes (at least 16,384): the plaintext of one record.
+        """Remove what leaves next, at most ``limit`` bytes (17,408 or more): the plaintext of one record.
 
         Returns:
             Whole frames; empty when nothing may leave.
@@ -212,7 +212,7 @@ class Egress:
                 elif len(entry) <= room:
                     part = queue.popleft()
                     self._left(traffic_class, len(part))
-                else:
+                elif parts or not (part := self._whole_frames(traffic_class, entry, room)):
                     return 0
                 parts.append(part)
                 room -= len(part)
@@ -234,6 +234,18 @@ class Egress:
             # The length prefix is not sent; it leaves the account with the first piece.
             self._left(traffic_class, following - (0 if offset == LENGTH_BYTES else offset))
         return part, False
+
+    def _whole_frames(self, traffic_class: int, blob: bytes, room: int) -> bytes:
+        """The frames at the head of a blob that fit; the others stay at the head of the class."""
+        cut = following = 0
+        while following <= room:
+            cut = following
+            following += LENGTH_BYTES + int.from_bytes(blob[cut : cut + LENGTH_BYTES], "big")
+        queue = self._queues[traffic_class]
+        assert queue is not None
+        queue[0] = blob[cut:]
+        self._left(traffic_class, cut)
+        return blob[:cut]
 
     def _left(self, traffic_class: int, size: int) -> None:
         self.queued[traffic_class] -= size
@@ -262,12 +274,12 @@ class Egress:
             self._caps = {}
         self._caps[traffic_class] = self.limits.class_bytes // 2
 
-    def _recovered(self, traffic_class: int, queued: int) -> bool:
+    def _recovered(self, traffic_class: int) -> bool:
         """Whether a class that may have overflowed has room again; if so, what it lost is told first."""
         assert self._caps is not None
         cap = self._caps.get(traffic_class)
         if cap is not None:
-            if queued > cap:
+            if self.queued[traffic_class] > cap:
                 return False
             del self._caps[traffic_class]
             if not self._caps:

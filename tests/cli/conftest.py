@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -64,6 +65,15 @@ class Program:
         stream: IO[bytes] | None = getattr(self.process, name)
         assert stream is not None
         return stream
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Commands that run inside the test process set up logging for theirs."""
+    log = logging.getLogger("awesomeconnect")
+    before = log.handlers, log.level
+    yield
+    log.handlers, log.level = before
 
 
 @pytest.fixture

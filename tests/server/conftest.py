@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from awesomeconnect.config import RelaySettings
 from awesomeconnect.identity import Identity
@@ -20,12 +21,21 @@ IDENTITY = Identity.from_seed(bytes(range(32)))
 EPOCH = b"epoch 01"
 
 
-@pytest.fixture(autouse=True)
-def _same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trio runs tasks in the same order in every run, and the garbage collector is left alone."""
+def _run(main: Callable[[], Awaitable[Any]], **options: Any) -> Any:
     core: Any = trio._core._run  # type: ignore[attr-defined]
-    monkeypatch.setattr(core, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
-    monkeypatch.setattr(core, "_r", random.Random(0))
+    core._ALLOW_DETERMINISTIC_SCHEDULING, core._r = True, random.Random(0)
+    try:
+        return trio.run(main, **{**options, "clock": trio.testing.MockClock(autojump_threshold=0)})
+    finally:
+        core._ALLOW_DETERMINISTIC_SCHEDULING, core._r = False, random.Random()
+
+
+#: Runs a test in virtual time, which jumps when everybody waits, and in the same order each time.
+in_virtual_time = pytest.mark.trio(run=_run)
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_garbage_collector_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "collect_rarely", lambda: None)
 
 
@@ -34,7 +44,6 @@ class House:
 
     Attributes:
         relay: the relay.
-        clock: virtual time, which jumps when everybody waits.
     """
 
     def __init__(self, relay: Relay) -> None:
@@ -72,7 +81,7 @@ Opener = Callable[..., Awaitable[House]]
 
 
 @pytest.fixture
-def open_house(autojump_clock: trio.testing.MockClock, nursery: trio.Nursery) -> Opener:
+def open_house(nursery: trio.Nursery) -> Opener:
     """Starts a relay; settings are those of `RelaySettings`."""
 
     async def start(**settings: Any) -> House:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+import trio.testing
 
 from awesomeconnect.server.transport import Transport
 from tests.support.memory import memory_pair

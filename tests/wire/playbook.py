@@ -242,5 +242,6 @@ def _text(what: Any) -> str:
     if isinstance(what, bytes):
         return f"h'{what[:24].hex(' ')}'" + (f"... ({len(what)} bytes)" if len(what) > 24 else "")
     if has(type(what)):
-        return f"{type(what).__name__}({', '.join(_text(getattr(what, field.name)) for field in fields(type(what)))})"
+        values = (_text(getattr(what, field.name)) for field in fields(type(what)))
+        return f"{type(what).__name__}({', '.join(values)})"
     return str(what)

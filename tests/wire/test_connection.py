@@ -124,7 +124,9 @@ class TestHandshake:
             at, turn = at + size, turn + 1
         return received
 
-    @pytest.mark.parametrize("first", [b"G", b"GET / HTTP/1.1\r\n", b"AWX", b"AWC\x02", b"\x16\x03\x01\x02\x00" * 40])
+    @pytest.mark.parametrize(
+        "first", [b"G", b"GET / HTTP/1.1\r\n", b"AWX", b"AWC\x02", b"\x16\x03\x01\x02\x00" * 40]
+    )
     def test_the_relay_refuses_another_protocol_on_its_first_bytes(self, first: bytes) -> None:
         with pytest.raises(HandshakeError):
             RelayConnection(RELAY_IDENTITY).receive(first)
@@ -542,7 +544,14 @@ class TestSend:
 
     def test_counts_ordinals(self) -> None:
         client, relay = established()
-        messages = [HELLO, publish(), Join("r"), publish(bytes(50_000)), Send(KEY, 1, 0, b""), Anycast("r", 1, 0, b"")]
+        messages = [
+            HELLO,
+            publish(),
+            Join("r"),
+            publish(bytes(50_000)),
+            Send(KEY, 1, 0, b""),
+            Anycast("r", 1, 0, b""),
+        ]
         relay.receive(client.send(*messages))
         assert messages_of(relay) == messages
         assert client.sent_ordinal == relay.reader.ordinal == 4

@@ -25,6 +25,7 @@ from awesomeconnect.wire.messages import (
     decode_body,
     encode_body,
     encode_frame,
+    publish_prefix,
 )
 from awesomeconnect.wire.records import MAX_PLAINTEXT
 from tests.wire.playbook import frames_of
@@ -47,7 +48,8 @@ def application_messages(payload: bytes) -> list[Message]:
 
 def publish_frame(frame_bytes: int) -> bytes:
     """A PUBLISH frame of this size, its length included."""
-    whole = encode_frame(Publish("r", 3, 0, bytes(frame_bytes - len(encode_frame(Publish("r", 3, 0, bytes(300)))) + 300)))
+    head_bytes = LENGTH_BYTES + len(publish_prefix("r", 3, 0)) + (3 if frame_bytes < 1 << 16 else 5)
+    whole = encode_frame(Publish("r", 3, 0, bytes(frame_bytes - head_bytes)))
     assert len(whole) == frame_bytes
     return whole
 
@@ -95,7 +97,14 @@ class TestIsFragmented:
 class TestPiece:
     @pytest.mark.parametrize(
         "frame_bytes",
-        [FRAGMENT_ABOVE_BYTES + 1, 2 * CHUNK_BYTES + 3, 2 * CHUNK_BYTES + 4, 2 * CHUNK_BYTES + 5, 70_000, 1_000_000],
+        [
+            FRAGMENT_ABOVE_BYTES + 1,
+            2 * CHUNK_BYTES + 3,
+            2 * CHUNK_BYTES + 4,
+            2 * CHUNK_BYTES + 5,
+            70_000,
+            1_000_000,
+        ],
     )
     def test_round_trip(self, frame_bytes: int) -> None:
         whole = publish_frame(frame_bytes)
@@ -107,7 +116,9 @@ class TestPiece:
         assert not any(begun)
         assert body == whole[LENGTH_BYTES:]
 
-    @pytest.mark.parametrize("message", application_messages(bytes(range(256)) * 100), ids=lambda m: type(m).__name__)
+    @pytest.mark.parametrize(
+        "message", application_messages(bytes(range(256)) * 100), ids=lambda m: type(m).__name__
+    )
     def test_every_kind(self, message: Message) -> None:
         reassembler = Reassembler(1 << 20, set())
         bodies = [reassembler.add(fragment) for fragment in in_pieces(encode_frame(message))]

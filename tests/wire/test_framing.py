@@ -126,7 +126,10 @@ class TestGather:
         payload = bytes(range(256)) * (size // 256 + 1)
         reader.feed([publish(payload[:size]) + publish(payload[1 : size + 1])])
         assert reader.gather() is None
-        assert list(frames_of(b"".join(stream.parts))) == [out_frame(payload[:size]), out_frame(payload[1 : size + 1])]
+        assert list(frames_of(b"".join(stream.parts))) == [
+            out_frame(payload[:size]),
+            out_frame(payload[1 : size + 1]),
+        ]
         assert (stream.frames, stream.received_bytes) == (2, 2 * len(publish(payload[:size])))
         assert reader.touched == [stream]
         assert reader.runs == [(stream, 1, 2)]
@@ -155,7 +158,7 @@ class TestGather:
     def test_every_part_fits_a_record(self) -> None:
         reader, stream = bound()
         for size in (0, 100, 16_384):
-            count = 2 * MAX_PLAINTEXT // (len(out_frame(bytes(size))) + 4) + 5
+            count = 2 * (MAX_PLAINTEXT // (len(out_frame(bytes(size))) + 4)) + 1
             reader.feed([publish(bytes(size)) * count])
             assert reader.gather() is None
             assert stream.frames == count
@@ -175,6 +178,10 @@ class TestGather:
         reader.feed([data[-1:]])
         assert reader.gather() is None
         assert stream.frames == 2
+        reader.feed([data[:-1]])  # its whole head is there
+        assert reader.gather() is None
+        assert stream.frames == 3
+        assert reader.buffered_bytes == len(data) // 2 - 1
 
     @pytest.mark.parametrize("known", [True, False])
     def test_what_differs_in_any_bit_of_its_head_is_handed_out(self, known: bool) -> None:

@@ -1,0 +1,911 @@
+"""A node: one identity, connected to a relay as long as one of its relays can be reached.
+
+    async with connect("ac://KEY@host:port", rooms=["weather"]) as node:
+        await node.publish("weather", b"sunny")
+        async for message in node:
+            ...
+
+What the application asked for (rooms, watches, messages not sent yet) belongs to the node and outlives
+connections; a `Link` is one connection. One background task lives here: it runs a link, and dials the next.
+
+Works under trio and asyncio. A node belongs to the event loop, and to the ``async with`` block, that made it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+from attrs import frozen
+
+from awesomeconnect.client.events import (
+    Connected,
+    Disconnected,
+    Event,
+    EventLog,
+    GapReport,
+    GoingAway,
+    Message,
+    Paused,
+    PresenceChange,
+    Refusal,
+    Resumed,
+    RoomLost,
+)
+from awesomeconnect.client.inbox import Inbox
+from awesomeconnect.client.link import Limits, Link, open_link
+from awesomeconnect.client.outbox import Outbox, too_large
+from awesomeconnect.client.receipts import TOKEN_BYTES, Flow, Receipt
+from awesomeconnect.client.reconnect import MOST_SPREAD_S, Backoff, is_final
+from awesomeconnect.client.requests import ANSWERED, FAILED, ID_BYTES, Request, Requests, response
+from awesomeconnect.client.rooms import Rooms
+from awesomeconnect.client.settings import ClientSettings
+from awesomeconnect.client.waiting import Answer, Signal
+from awesomeconnect.errors import (
+    AddressError,
+    AwesomeConnectError,
+    ConnectFailed,
+    ConnectionBroken,
+    ConnectionEnded,
+    ErrorCode,
+    RequestTimeout,
+    RoomRefused,
+)
+from awesomeconnect.identity import KEY_BYTES, Identity, RelayAddress
+from awesomeconnect.wire.messages import (
+    REVISION,
+    Attributes,
+    Content,
+    Deliver,
+    Gap,
+    Goaway,
+    Hello,
+    Joined,
+    JoinFlags,
+    Left,
+    Member,
+    MembersPage,
+    Pause,
+    Ping,
+    Pong,
+    Presence,
+    Reject,
+    Resume,
+    TrafficClass,
+    room_name_problem,
+)
+from awesomeconnect.wire.messages import Message as WireMessage
+
+log = logging.getLogger("awesomeconnect.client")
+
+Payload = bytes | bytearray | memoryview
+
+#: A publisher, or somebody who reads without waiting, lets others run after this much.
+TURN_BYTES = 64 << 10
+TURN_MESSAGES = 512
+#: A message counts for at least this much.
+MESSAGE_COST_BYTES = 64
+#: Destinations whose flows, and whose pauses, are remembered.
+MAX_FLOWS = 1_024
+_HANDED_OUT = frozenset({Content.APPLICATION, Content.REQUEST})
+
+
+@frozen
+class NodeStatistics:
+    """Counters of a node, since it was made.
+
+    Attributes:
+        connections: how often it was connected.
+        queued_messages, queued_bytes: not sent yet.
+        undecided_bytes: sent or queued, without a verdict of the relay.
+        received_messages: handed to the inbox.
+        inbox_bytes: waiting for the application.
+        lost_messages: lost in this node, because the application took too few.
+        ignored_messages: of a content that this library does not know, and answers nobody waits for.
+    """
+
+    connections: int
+    queued_messages: int
+    queued_bytes: int
+    undecided_bytes: int
+    received_messages: int
+    inbox_bytes: int
+    lost_messages: int
+    ignored_messages: int
+
+
+class Node:
+    """See the module's docstring. Make it with `connect`.
+
+    Methods that need a connection wait for one. Where there will be none any more, they raise the
+    `ConnectionEnded` (or another error of the tree in ``errors.py``) that says why. They can be cancelled; a
+    cancelled ``publish`` was not queued.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[RelayAddress],
+        identity: Identity,
+        attributes: Attributes,
+        settings: ClientSettings,
+    ) -> None:
+        self._addresses = addresses
+        self._identity = identity
+        self._attributes = attributes
+        self._settings = settings
+        self._outbox = Outbox(
+            settings.queue_bytes,
+            settings.queue_messages,
+            settings.flush_messages,
+            settings.flush_bytes,
+            settings.kept_problems,
+        )
+        self._inbox = Inbox(
+            settings.inbox_high_bytes,
+            settings.inbox_bytes,
+            lambda traffic_class: self._tell(Pause(None, traffic_class)),
+            lambda traffic_class: self._tell(Resume(None, traffic_class)),
+            self._report,
+        )
+        self._events = EventLog(settings.kept_events)
+        self._rooms = Rooms(self._tell, self._connected, lambda room, code: self._report(RoomLost(room, code)))
+        self._requests = Requests(settings.process.random_bytes)
+        self._backoff = Backoff(
+            settings.backoff_s,
+            settings.first_cap_s,
+            settings.later_cap_s,
+            settings.patience_s,
+            settings.settled_s,
+        )
+        self._publish_flows: dict[tuple[str, int], Flow] = {}
+        self._other_flows: dict[tuple[Any, ...], Flow] = {}
+        self._pauses: dict[tuple[str | bytes, int], float] = {}  # until when
+        self._pings: dict[bytes, Answer[float]] = {}
+        self._link: Link | None = None  # while it is up
+        self._relay = addresses[0]
+        self._limits = Limits()
+        self._payload_bytes = 0
+        self._closing = False
+        self._ended: Exception | None = None
+        self._is_over = False
+        self._changed = Signal()  # connected, disconnected, over, or a pause has ended
+        self._turn_bytes = 0
+        self._turn_messages = 0
+        self._connections = 0
+        self._received = 0
+        self._ignored = 0
+
+    # ---- facts ---------------------------------------------------------------------------------------
+
+    @property
+    def key(self) -> bytes:
+        """This node's public key: what others send to (32 bytes)."""
+        return self._identity.public_key
+
+    @property
+    def relay(self) -> RelayAddress:
+        """The relay that the node is, or was last, connected to."""
+        return self._relay
+
+    @property
+    def limits(self) -> Limits:
+        """The relay's limits."""
+        return self._limits
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection now."""
+        return self._link is not None
+
+    def statistics(self) -> NodeStatistics:
+        """Counters and queue lengths now."""
+        return NodeStatistics(
+            self._connections,
+            self._outbox.queued_messages,
+            self._outbox.queued_bytes,
+            self._outbox.undecided_bytes,
+            self._received,
+            self._inbox.queued_bytes,
+            self._inbox.lost,
+            self._ignored,
+        )
+
+    # ---- sending -------------------------------------------------------------------------------------
+
+    async def publish(
+        self,
+        room: str,
+        payload: Payload,
+        *,
+        traffic_class: int = TrafficClass.DATA,
+        wait: bool = False,
+    ) -> Receipt:
+        """Queue a message to all other members of a room; the node need not be one.
+
+        Waits while there is no connection or the queue of the class is full, and lets others run every 64 KiB.
+
+        Args:
+            room: 1..128 bytes of UTF-8.
+            payload: at most ``limits.payload_bytes``.
+            traffic_class: 0..6.
+            wait: also wait while a receiver is behind, and keep at most 1 MiB without the relay's verdict: so
+                that a stream arrives whole at readers of any speed.
+
+        Returns:
+            The receipt. Refusals, for example when nobody is in the room, come with `flush`.
+
+        Raises:
+            PayloadTooLarge: nothing was queued.
+            RoomRefused: the room's name is not valid.
+            LinkError: the node is closed, or there will be no connection any more.
+        """
+        flow = self._publish_flows.get((room, traffic_class)) or self._publish_flow(room, traffic_class)
+        if type(payload) is not bytes:
+            payload = _octets(payload)
+        if self._must_wait(flow, len(payload)) or wait:
+            await self._admit(flow, len(payload), wait)
+        return self._outbox.put(flow, payload)
+
+    def publish_nowait(
+        self, room: str, payload: Payload, *, traffic_class: int = TrafficClass.DATA
+    ) -> Receipt:
+        """As `publish`, without waiting.
+
+        Raises:
+            anyio.WouldBlock: there is no connection, or the queue of the class is full.
+            PayloadTooLarge, RoomRefused, LinkError: as `publish`.
+        """
+        flow = self._publish_flows.get((room, traffic_class)) or self._publish_flow(room, traffic_class)
+        if type(payload) is not bytes:
+            payload = _octets(payload)
+        self._check_open()
+        if self._link is None or self._outbox.is_full(traffic_class, len(payload)):
+            raise anyio.WouldBlock
+        if len(payload) > self._payload_bytes:
+            raise too_large(flow, len(payload), self._payload_bytes)
+        return self._outbox.put(flow, payload)
+
+    async def send(
+        self,
+        peer: bytes,
+        payload: Payload,
+        *,
+        traffic_class: int = TrafficClass.DATA,
+        wait: bool = False,
+    ) -> Receipt:
+        """Queue a message to one node, by its public key (32 bytes). Everything else as `publish`.
+
+        Raises:
+            ValueError: the key does not have 32 bytes.
+        """
+        return await self._queue(self._send_flow(peer, traffic_class), payload, wait)
+
+    async def send_any(
+        self,
+        room: str,
+        payload: Payload,
+        *,
+        traffic_class: int = TrafficClass.DATA,
+        wait: bool = False,
+    ) -> Receipt:
+        """Queue a message to one other member of a room, which the relay chooses. Everything else as `publish`."""
+        return await self._queue(self._anycast_flow(room, traffic_class), payload, wait)
+
+    async def flush(self) -> None:
+        """Wait until the relay has judged everything that was queued before.
+
+        Raises:
+            Refused: one refusal since the last flush.
+            OutcomeUnknown: a connection broke first.
+            ExceptionGroup: of these, when there are several.
+            LinkError: there will be no connection any more, and something was not sent.
+        """
+        outbox = self._outbox
+        problems: list[AwesomeConnectError] = []
+        try:
+            while not outbox.is_settled:
+                await self._connected()
+                if await outbox.flush().answer.wait():
+                    break
+        except AwesomeConnectError as over:
+            problems.append(over)
+        problems[:0] = outbox.verdicts.take_problems()
+        if len(problems) == 1:
+            raise problems[0]
+        if problems:
+            raise ExceptionGroup("messages since the last flush were not all accepted", problems)
+
+    async def request(
+        self,
+        peer: bytes,
+        payload: Payload,
+        *,
+        timeout_s: float = 10.0,
+        traffic_class: int = TrafficClass.DATA,
+    ) -> bytes:
+        """Ask one node and return its answer.
+
+        Raises:
+            RequestTimeout: no answer in ``timeout_s``.
+            RequestFailed: the other node answered with an error; its text is the message.
+            Refused: the relay refused the request, for example because the peer is not connected (NoSuchPeer).
+            OutcomeUnknown: the connection broke before the answer.
+            ValueError, PayloadTooLarge, LinkError: as `send`.
+        """
+        flow = self._send_flow(peer, traffic_class, Content.REQUEST)
+        return await self._ask(flow, peer, payload, timeout_s)
+
+    async def request_any(
+        self,
+        room: str,
+        payload: Payload,
+        *,
+        timeout_s: float = 10.0,
+        traffic_class: int = TrafficClass.DATA,
+    ) -> bytes:
+        """Ask any one other member of a room, which the relay chooses. Everything else as `request`."""
+        flow = self._anycast_flow(room, traffic_class, Content.REQUEST)
+        return await self._ask(flow, None, payload, timeout_s)
+
+    async def reply(self, message: Message, payload: Payload) -> Receipt:
+        """Answer a request, in its class.
+
+        Raises:
+            ValueError: the message is not a request.
+            PayloadTooLarge, LinkError: as `send`.
+        """
+        return await self._respond(message, ANSWERED, _octets(payload))
+
+    async def reply_error(self, message: Message, text: str) -> Receipt:
+        """Answer a request with an error: its `request` raises RequestFailed with this text."""
+        return await self._respond(message, FAILED, text.encode())
+
+    # ---- receiving -----------------------------------------------------------------------------------
+
+    def __aiter__(self) -> Node:
+        return self
+
+    async def __anext__(self) -> Message:
+        """The next message: of the most urgent class that has one, in order inside a class.
+
+        Ends when the node was closed; raises the LinkError when there will be no connection any more.
+        """
+        self._turn_messages += 1
+        if self._turn_messages >= TURN_MESSAGES:
+            self._turn_messages = 0
+            await anyio.lowlevel.checkpoint()
+        while (message := self._inbox.take()) is None:
+            if self._is_over:
+                if self._ended is None:
+                    raise StopAsyncIteration
+                raise self._ended
+            self._turn_messages = 0
+            await self._inbox.arrived.wait()
+        return message
+
+    async def events(self) -> AsyncIterator[Event]:
+        """What happens to the node's connection, from the oldest event that is kept. Ends with the node."""
+        async for event in self._events.read():
+            yield event
+
+    # ---- rooms ---------------------------------------------------------------------------------------
+
+    async def join(self, room: str, *, watch: bool = False, observe: bool = False) -> Joined:
+        """Join a room, or change how the node is in it. It will be joined again after a reconnect.
+
+        Args:
+            watch: have the relay tell changes of membership (`watch` asks for it by itself).
+            observe: only look: be no member, and get no messages.
+
+        Returns:
+            ``room, version, member_count, message_count, contracts``.
+
+        Raises:
+            RoomRefused: the relay does not let the node in, or the name is not valid.
+            LinkError: as `publish`.
+        """
+        _check_room(room)
+        self._check_open()
+        flags = (JoinFlags.WATCH if watch else JoinFlags.NONE) | (
+            JoinFlags.OBSERVE if observe else JoinFlags.NONE
+        )
+        return await self._rooms.join(room, flags)
+
+    async def leave(self, room: str) -> None:
+        """Leave a room, after everything that was queued before. Returns when the relay has said so."""
+        _check_room(room)
+        self._check_open()
+        await self._rooms.leave(room)
+
+    async def members(self, room: str) -> list[Member]:
+        """The members of a room in join order, of which the node is a member or an observer.
+
+        Raises:
+            RoomRefused: it is neither.
+            LinkError: as `publish`.
+        """
+        _check_room(room)
+        self._check_open()
+        return (await self._rooms.members(room))[1]
+
+    async def watch(self, room: str) -> AsyncIterator[PresenceChange]:
+        """Changes of a room's membership; the first item has all members. Ends when the node is closed.
+
+        A node that is not in the room observes it meanwhile. After a reconnect the next item is the difference.
+
+        Raises:
+            RoomRefused: the relay does not let the node look, or not any more.
+            LinkError: as `publish`.
+        """
+        _check_room(room)
+        self._check_open()
+        with self._rooms.watching(room) as watch:
+            async for change in self._rooms.changes(watch):
+                yield change
+        if self._ended is not None:
+            raise self._ended
+
+    async def ping(self) -> float:
+        """The time from here to the relay and back, in seconds.
+
+        Raises:
+            ConnectionBroken: the connection broke first.
+        """
+        link = await self._connected()
+        started = anyio.current_time()
+        token = link.ping()
+        answer: Answer[float] = Answer()
+        self._pings[token] = answer
+        try:
+            return await answer.wait() - started
+        finally:
+            self._pings.pop(token, None)
+
+    async def aclose(self) -> None:
+        """Send what is queued, say CLOSE, and wait for the relay's, at most for ``closing_s``. Idempotent.
+
+        Refusals that nobody flushed for are not raised. Without a connection nothing waits.
+        """
+        if not self._closing:
+            self._closing = True
+            self._changed.notify()
+            if self._link is not None:
+                self._link.close()
+        with anyio.move_on_after(self._settings.closing_s):
+            while self._link is not None:
+                await self._changed.wait()
+        if self._link is not None:
+            self._link.end(ConnectionBroken("the relay did not answer CLOSE"))
+        self._finish(None)
+
+    # ---- sending: what the methods above share -------------------------------------------------------
+
+    def _publish_flow(self, room: str, traffic_class: int) -> Flow:
+        flows = self._publish_flows
+        _check_room(room)
+        _make_space(flows)
+        flow = flows[room, traffic_class] = Flow.publish(room, traffic_class, Content.APPLICATION)
+        return flow
+
+    def _send_flow(self, peer: bytes, traffic_class: int, content: int = Content.APPLICATION) -> Flow:
+        flow = self._other_flows.get((peer, traffic_class, content))
+        if flow is None:
+            if len(peer) != KEY_BYTES:
+                raise AddressError(f"a peer's key has {KEY_BYTES} bytes, not {len(peer)}")
+            _make_space(self._other_flows)
+            flow = Flow.send(bytes(peer), traffic_class, content)
+            self._other_flows[bytes(peer), traffic_class, content] = flow
+        return flow
+
+    def _anycast_flow(self, room: str, traffic_class: int, content: int = Content.APPLICATION) -> Flow:
+        flow = self._other_flows.get((room, traffic_class, content))
+        if flow is None:
+            _check_room(room)
+            _make_space(self._other_flows)
+            flow = self._other_flows[room, traffic_class, content] = Flow.anycast(room, traffic_class, content)
+        return flow
+
+    async def _queue(self, flow: Flow, payload: Payload, wait: bool = False) -> Receipt:
+        octets = _octets(payload)
+        if self._must_wait(flow, len(octets)) or wait:
+            await self._admit(flow, len(octets), wait)
+        return self._outbox.put(flow, octets)
+
+    def _must_wait(self, flow: Flow, size: int) -> bool:
+        """Whether a message cannot be put at once, or not without a word."""
+        self._turn_bytes += size + MESSAGE_COST_BYTES
+        return (
+            self._turn_bytes > TURN_BYTES
+            or self._link is None
+            or self._closing
+            or size > self._payload_bytes
+            or self._outbox.is_full(flow.traffic_class, size)
+        )
+
+    async def _admit(self, flow: Flow, size: int, wait: bool) -> None:
+        """Return when a message may be put."""
+        outbox = self._outbox
+        if self._turn_bytes > TURN_BYTES:
+            self._turn_bytes = 0
+            await anyio.lowlevel.checkpoint()
+        while True:
+            await self._connected()
+            if size > self._payload_bytes:
+                raise too_large(flow, size, self._payload_bytes)
+            if outbox.is_full(flow.traffic_class, size):
+                await outbox.progress.wait()
+            elif not wait:
+                return
+            elif (pause_s := self._pause_s(flow)) > 0:
+                with anyio.move_on_after(pause_s):
+                    await self._changed.wait()
+            elif (undecided := outbox.undecided_bytes) and undecided + size > self._settings.window_bytes:
+                if not outbox.is_asking:
+                    outbox.flush()
+                await outbox.progress.wait()
+            else:
+                return
+
+    def _pause_s(self, flow: Flow) -> float:
+        """How long a publisher that waits should still wait for this destination."""
+        until = self._pauses.get((flow.target, flow.traffic_class), 0.0)
+        return until - anyio.current_time() if until else 0.0
+
+    async def _ask(self, flow: Flow, peer: bytes | None, payload: Payload, timeout_s: float) -> bytes:
+        with self._requests.open(peer) as request, anyio.move_on_after(timeout_s):
+            await self._send_request(flow, request, payload)
+            return await request.answer.wait()
+        raise RequestTimeout(f"{flow.about}: no answer in {timeout_s:g} s")
+
+    async def _send_request(self, flow: Flow, request: Request, payload: Payload) -> None:
+        request.receipt = await self._queue(flow, request.request_id + _octets(payload))
+
+    async def _respond(self, message: Message, status: int, body: bytes) -> Receipt:
+        if not message.is_request:
+            raise ValueError("only a request can be answered; send the node a message of its own")
+        flow = self._send_flow(message.sender, message.traffic_class, Content.RESPONSE)
+        return await self._queue(flow, response(message.request_id, status, body))
+
+    # ---- the life of connections ---------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        """Raise what ended the node, if something has."""
+        if self._ended is not None:
+            raise self._ended
+        if self._closing:
+            raise ConnectionEnded("the node is closed")
+
+    async def _connected(self) -> Link:
+        """The connection, once there is one; raises when there will be none."""
+        while True:
+            self._check_open()
+            if self._link is not None:
+                return self._link
+            await self._changed.wait()
+
+    def _tell(self, message: WireMessage) -> None:
+        if self._link is not None:
+            self._link.tell(message)
+
+    def _report(self, event: Event) -> None:
+        self._events.add(event)
+
+    async def _live(self, link: Link) -> None:
+        """Serve one connection after the other until the node ends. Never raises."""
+        error: Exception = ConnectionEnded("the node is closed")
+        try:
+            while not self._closing:
+                self._up(link)
+                try:
+                    error = await link.run()
+                finally:
+                    self._down()
+                link = await self._redial(error, link.goaway)
+        except AwesomeConnectError as final:
+            error = final
+        except Exception as bug:
+            log.exception("the node ends after an error in the library; please report it")
+            error = bug
+        finally:
+            link.drop()
+        if not self._closing:
+            self._events.add(Disconnected(error, None))
+        self._finish(None if self._closing else error)
+
+    async def _redial(self, error: Exception, goaway: Goaway | None) -> Link:
+        """The next connection; raises why there will be none."""
+        settings = self._settings
+        spread_s = min(goaway.spread_ms / 1000, MOST_SPREAD_S) if goaway else 0.0
+        self._backoff.broke(anyio.current_time())
+        while True:
+            if self._closing or is_final(error, len(self._addresses)):
+                raise error
+            delay_s = self._backoff.next_delay_s(anyio.current_time(), settings.random())
+            if spread_s:
+                delay_s, spread_s = settings.random() * spread_s, 0.0
+            self._events.add(Disconnected(error, delay_s))
+            with anyio.move_on_after(delay_s):
+                while not self._closing:
+                    await self._changed.wait()
+            try:
+                return await self._dial(settings.welcome_s * len(self._addresses))
+            except AwesomeConnectError as failed:
+                error = failed
+
+    async def _dial(self, timeout_s: float) -> Link:
+        """A connection to the first of the relays that can be reached, each given its share of the time."""
+        deadline = anyio.current_time() + timeout_s
+        failures: list[tuple[RelayAddress, AwesomeConnectError]] = []
+        for at, address in enumerate(self._addresses):
+            share_s = (deadline - anyio.current_time()) / (len(self._addresses) - at)
+            error: AwesomeConnectError = ConnectFailed(
+                f"cannot connect to {address}: no answer in {share_s:.3g} s; is this an AwesomeConnect relay?"
+            )
+            with anyio.move_on_after(share_s):
+                try:
+                    return await self._open(address)
+                except OSError as problem:
+                    reason = problem.strerror or str(problem)
+                    error = ConnectFailed(f"cannot connect to {address}: {reason}; is the relay running?")
+                except AwesomeConnectError as problem:
+                    error = problem
+            failures.append((address, error))
+        if len(failures) == 1:
+            raise failures[0][1]
+        listed = "".join(f"\n  {address}: {error}" for address, error in failures)
+        raise ConnectFailed(f"none of {len(failures)} relays could be reached:{listed}")
+
+    async def _open(self, address: RelayAddress) -> Link:
+        incarnation, number = self._settings.process.next_connection(self.key)
+        hello = Hello(REVISION, incarnation, number, self._attributes, self._rooms.intents())
+        return await open_link(self._settings.dial, address, self._identity, number, hello)
+
+    def _up(self, link: Link) -> None:
+        self._connections += 1
+        self._relay = link.address
+        self._limits = link.limits
+        self._payload_bytes = link.limits.payload_bytes
+        self._backoff.connected(anyio.current_time())
+        self._outbox.opened(link.number, link.limits.payload_bytes)
+        link.attach(self._outbox, self._on_message)
+        self._link = link
+        self._rooms.up()
+        for traffic_class in range(TrafficClass.CONTROL):
+            if self._inbox.paused >> traffic_class & 1:
+                self._tell(Pause(None, traffic_class))
+        self._events.add(Connected(link.address, link.welcome.epoch))
+        self._changed.notify()
+
+    def _down(self) -> None:
+        self._link = None
+        self._pauses.clear()
+        self._outbox.broke()
+        self._rooms.down()
+        self._requests.broke()
+        for answer in self._pings.values():
+            answer.fail(ConnectionBroken("the connection ended before the relay answered"))
+        self._changed.notify()
+
+    def _finish(self, error: Exception | None) -> None:
+        """There will be no connection any more: wake all who wait."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self._closing = True
+        self._ended = error
+        over = error or ConnectionEnded("the node is closed")
+        self._rooms.end(over)
+        self._requests.end(over)
+        self._outbox.progress.notify()
+        self._inbox.arrived.notify()
+        self._events.close()
+        self._changed.notify()
+
+    # ---- messages of the relay: nothing here waits ----------------------------------------------------
+
+    def _on_message(self, message: WireMessage) -> None:
+        handler = _HANDLERS.get(type(message))
+        if handler is not None:
+            handler(self, message)
+
+    def _on_deliver(self, message: Deliver) -> None:
+        content, payload, request_id = message.content, message.payload, b""
+        if content == Content.RESPONSE:
+            if not self._requests.on_response(message.sender, payload):
+                self._ignored += 1
+            return
+        if content == Content.REQUEST and len(payload) >= ID_BYTES:
+            request_id, payload = payload[:ID_BYTES], payload[ID_BYTES:]
+        elif content != Content.APPLICATION:
+            self._ignored += 1
+            return
+        self._received += 1
+        self._inbox.put(
+            Message(
+                message.sender, message.room, message.mode, message.traffic_class, content, payload, request_id
+            )
+        )
+
+    def _on_gap(self, message: Gap) -> None:
+        self._inbox.put_gap(
+            GapReport(
+                message.room,
+                message.sender,
+                message.traffic_class,
+                message.count,
+                message.lost_bytes,
+                message.code,
+            )
+        )
+
+    def _on_reject(self, message: Reject) -> None:
+        verdicts = self._outbox.verdicts
+        refused, flow = verdicts.judge(message)
+        if flow is not None and flow.content == Content.REQUEST and self._requests.refuse(refused):
+            return
+        verdicts.note(refused)
+        self._events.add(Refusal(refused.ordinals, refused.code))
+
+    def _on_pause(self, message: Pause) -> None:
+        assert message.target is not None
+        where = (message.target, message.traffic_class)
+        now = anyio.current_time()
+        if self._pauses.get(where, 0.0) <= now:
+            self._events.add(Paused(*where))
+        _make_space(self._pauses)
+        self._pauses[where] = now + message.for_ms / 1000
+
+    def _on_resume(self, message: Resume) -> None:
+        assert message.target is not None
+        where = (message.target, message.traffic_class)
+        if self._pauses.pop(where, None) is not None:
+            self._events.add(Resumed(*where))
+            self._changed.notify()
+
+    def _on_ping(self, message: Ping) -> None:
+        self._tell(Pong(message.token))
+
+    def _on_pong(self, message: Pong) -> None:
+        token = message.token
+        if len(token) == TOKEN_BYTES:
+            self._outbox.on_pong(token)
+            return
+        for asked, answer in self._pings.items():
+            if asked <= token:
+                answer.give(anyio.current_time())
+
+    def _on_goaway(self, message: Goaway) -> None:
+        self._events.add(GoingAway(message.code, message.window_ms, message.spread_ms, message.alternates))
+        link = self._link
+        assert link is not None
+        link.goaway = message
+        # What the relay has queued still comes before its CLOSE. Where another connection can be had, it need not
+        # be waited for.
+        has_others = len(self._addresses) > 1 and message.code in (ErrorCode.DRAINING, ErrorCode.OVERLOADED)
+        if has_others or message.code == ErrorCode.SESSION_TOO_OLD:
+            link.close_in(self._settings.random() * min(message.window_ms / 1000, MOST_SPREAD_S))
+
+    def _on_joined(self, message: Joined) -> None:
+        self._rooms.on_joined(message)
+
+    def _on_left(self, message: Left) -> None:
+        self._rooms.on_left(message)
+
+    def _on_page(self, message: MembersPage) -> None:
+        self._rooms.on_page(message)
+
+    def _on_presence(self, message: Presence) -> None:
+        self._rooms.on_presence(message)
+
+
+_HANDLERS: dict[type, Callable[[Any, Any], None]] = {
+    Deliver: Node._on_deliver,
+    Gap: Node._on_gap,
+    Reject: Node._on_reject,
+    Pause: Node._on_pause,
+    Resume: Node._on_resume,
+    Ping: Node._on_ping,
+    Pong: Node._on_pong,
+    Goaway: Node._on_goaway,
+    Joined: Node._on_joined,
+    Left: Node._on_left,
+    MembersPage: Node._on_page,
+    Presence: Node._on_presence,
+}
+
+
+@asynccontextmanager
+async def connect(
+    relay: str | RelayAddress | Sequence[str | RelayAddress],
+    *,
+    identity: Identity | str | os.PathLike[str] | None = None,
+    attributes: Attributes | None = None,
+    rooms: Iterable[str] = (),
+    timeout_s: float = 10.0,
+    settings: ClientSettings | None = None,
+) -> AsyncIterator[Node]:
+    """Connect to a relay, for as long as the ``async with`` block lasts.
+
+    Args:
+        relay: its address, ``ac://KEY@host:port``; of several, the first that can be reached is taken.
+        identity: who the node is; the path of a key file; or None for a fresh identity.
+        attributes: claims that others see in member lists; at most 16 text keys, 1 KiB encoded.
+        rooms: to be joined at once.
+        timeout_s: for the first connection.
+        settings: bounds and patience.
+
+    Yields:
+        The node, connected and in its rooms.
+
+    Raises:
+        AddressError, KeyFileError: an argument is not usable.
+        LocalProtocolError: the attributes are not what the protocol carries.
+        ConnectFailed: no relay could be reached; lists each with its reason.
+        HandshakeError: what answered is no AwesomeConnect relay.
+        RelayKeyMismatch: ... or not the one that the address names.
+        ConnectionEnded: the relay did not let this node in; the code says why.
+        RoomRefused: ... or not into a room.
+    """
+    given = [relay] if isinstance(relay, str | RelayAddress) else relay
+    addresses = [RelayAddress.parse(one) if isinstance(one, str) else one for one in given]
+    if not addresses:
+        raise AddressError("no relay address was given")
+    if identity is None:
+        identity = Identity.generate()
+    elif not isinstance(identity, Identity):
+        identity = Identity.load(identity)
+    rooms = list(rooms)
+    for room in rooms:
+        _check_room(room)
+    node = Node(addresses, identity, dict(attributes or {}), settings or ClientSettings())
+    problem: BaseException | None = None
+    try:
+        async with anyio.create_task_group() as tasks:
+            joins = node._rooms.announce(rooms)
+            link = await node._dial(timeout_s)
+            try:
+                tasks.start_soon(node._live, link)
+                await _all(joins, timeout_s)
+                try:
+                    yield node
+                except Exception:
+                    await node.aclose()
+                    raise
+                await node.aclose()
+            finally:
+                tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        # Background tasks never raise, so what is in the group came from the block: hand it on as it was.
+        problem = group.exceptions[0] if len(group.exceptions) == 1 else group
+    if problem is not None:
+        raise problem
+
+
+async def _all(joins: list[Answer[Joined]], timeout_s: float) -> None:
+    with anyio.move_on_after(timeout_s):
+        for join in joins:
+            await join.wait()
+        return
+    raise ConnectFailed(f"the relay let the node in, but not into its rooms within {timeout_s:g} s")
+
+
+def _check_room(room: str) -> None:
+    problem = room_name_problem(room)
+    if problem is not None:
+        raise RoomRefused(f"room {room!r}: {problem}", ErrorCode.BAD_ROOM)
+
+
+def _octets(payload: Payload) -> bytes:
+    if not isinstance(payload, bytes | bytearray | memoryview):
+        raise TypeError(f"a payload is bytes, not {type(payload).__name__}; encode text with .encode()")
+    return bytes(payload)
+
+
+def _make_space(table: dict[Any, Any]) -> None:
+    """Flows and pauses cost a lookup when they are made anew, and nothing else: drop them all at times."""
+    if len(table) >= MAX_FLOWS:
+        table.clear()
