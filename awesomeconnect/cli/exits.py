@@ -54,6 +54,7 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (BrokenPipeError, ExitCode.BROKEN_PIPE),
     (errors.AddressError, ExitCode.USAGE),
     (errors.KeyFileError, ExitCode.USAGE),
+    (errors.LocalProtocolError, ExitCode.USAGE),
     (errors.RequestTimeout, ExitCode.TIMEOUT),
     (errors.ProtocolError, ExitCode.NO_CONNECTION),
     (errors.LinkError, ExitCode.NO_CONNECTION),
@@ -77,7 +78,7 @@ def explain(error: BaseException) -> Failure | click.exceptions.Exit | None:
     if code is ExitCode.BROKEN_PIPE:
         _forget_output()
         return click.exceptions.Exit(code)
-    others = f" (and {len(found) - 1} more errors)" if len(found) > 1 else ""
+    others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return Failure(one_line(told) + others, code)
 
 

@@ -57,7 +57,7 @@ class Link(NamedTuple):
             notices = Notices()
             tasks.start_soon(notices.follow, node)
             yield node, notices
-            tasks.cancel_scope.cancel()
+            await node.aclose()  # ends the events too, so that all of them have been seen
 
 
 class Notices:

@@ -44,7 +44,8 @@ def sub(
     """Join each ROOM and write the messages sent to it to standard output, byte for byte.
 
     Prints "joined ROOM on ADDRESS" to stderr once messages are received. With --json each line has room,
-    sender, class, mode, size, and the message as payload (valid UTF-8) or payload_base64.
+    sender, class, mode, size, and the message as payload (valid UTF-8) or payload_base64; that is also the
+    form to read messages of strangers in on a terminal.
 
     \b
     Examples:

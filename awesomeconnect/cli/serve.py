@@ -37,7 +37,8 @@ _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
     default=["127.0.0.1:7420"],
     show_default=True,
     metavar="WHERE",
-    help="HOST:PORT, [IPV6]:PORT, PORT (0 takes a free one) or /PATH of a Unix socket; may be repeated.",
+    help="HOST:PORT, [IPV6]:PORT, PORT (on all addresses) or /PATH of a Unix socket; port 0 takes a free one. "
+    "May be repeated.",
 )
 @click.option(
     "--key",

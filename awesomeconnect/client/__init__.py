@@ -1,16 +1,17 @@
 """The client library, on anyio: the same for trio and asyncio.
 
-    node       the public `Node`, and `connect`
-    link       one connection: handshake, reader, writer, keepalive
-    outbox     what waits to be sent; receipts of it (receipts)
-    inbox      what waits for the application
-    rooms      where the node wants to be, member lists, watches
-    requests   requests that wait for answers
-    reconnect  backoff, and the incarnation of this process
-    events     messages and events, as the application sees them
-    settings   bounds; and what a simulation replaces
-    transport  sockets, as four names
-    waiting    a signal, and an answer
+node       the public `Node`, and `connect`
+link       one connection: handshake, reader, writer, keepalive
+outbox     what waits to be sent; receipts of it (receipts)
+inbox      what waits for the application
+rooms      where the node wants to be, member lists, watches
+requests   requests that wait for answers
+dialler    finds a relay that answers
+reconnect  backoff, and the incarnation of this process
+events     messages and events, as the application sees them
+settings   bounds; and what a simulation replaces
+transport  sockets, as four names
+waiting    a signal, and an answer
 """
 
 from awesomeconnect.client.events import (

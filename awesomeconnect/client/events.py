@@ -204,4 +204,3 @@ class EventLog:
                 return
             else:
                 await self._changed.wait()
-

@@ -27,7 +27,6 @@ from awesomeconnect.errors import (
     ErrorCode,
     HandshakeError,
     LinkError,
-    ProtocolError,
     RelayKeyMismatch,
     RemoteProtocolError,
 )
@@ -167,9 +166,8 @@ class Link:
 
     def drop(self) -> None:
         """Close the connection now; the relay is told if that takes no waiting."""
-        if not self._is_sending and self._connection.local_state is State.OPEN:
-            with suppress(OSError, ProtocolError):
-                self._transport.send(self._connection.send(Close(self._close_code)))
+        if not self._is_sending:
+            _farewell(self._transport, self._connection, self._close_code)
         self._transport.close()
 
     async def _guard(self, job: Callable[[], Awaitable[None]]) -> None:
@@ -247,14 +245,15 @@ class Link:
     async def _watch_silence(self) -> None:
         """Ask a silent relay whether it is there, and give it up."""
         drop_s = self.limits.drop_ms / 1000
+        ask_s = min(self.limits.keepalive_ms / 1000, drop_s / 2)
         asked = False
         while True:
-            due = self._heard + (drop_s if asked else drop_s / 2)
+            due = self._heard + (drop_s if asked else ask_s)
             await anyio.sleep(max(0.0, due - anyio.current_time()))
             silent_s = anyio.current_time() - self._heard
             if silent_s >= drop_s and asked:
-                raise ConnectionBroken(f"nothing was heard from the relay for {silent_s:.0f} s")
-            asked = silent_s >= drop_s / 2
+                raise ConnectionBroken(f"nothing was heard from the relay for {silent_s:.3g} s")
+            asked = silent_s >= ask_s
             if asked:
                 self.ping()
 
@@ -276,14 +275,16 @@ async def open_link(
         ConnectionEnded: it did not let this node in.
         ConnectionBroken: the connection broke after the handshake.
     """
+    connection = ClientConnection(identity, address.key)
     transport = await dial(address)
     try:
-        connection = ClientConnection(identity, address.key)
         welcome = await _greet(transport, connection, address, hello)
-        return Link(transport, connection, address, number, welcome)
-    except BaseException:
+    except BaseException as error:
+        code = error.code if isinstance(error, RemoteProtocolError) else ErrorCode.OK
+        _farewell(transport, connection, code)
         transport.close()
         raise
+    return Link(transport, connection, address, number, welcome)
 
 
 async def _greet(
@@ -317,7 +318,7 @@ async def _greet(
             if isinstance(message, Welcome):
                 if message.revision == REVISION:
                     return message
-                transport.send(connection.send(Close(ErrorCode.UNSUPPORTED_REVISION)))
+                _farewell(transport, connection, ErrorCode.UNSUPPORTED_REVISION)
                 text = f"the relay speaks revision {message.revision} of the protocol, this library {REVISION}"
                 raise ConnectionEnded(text, ErrorCode.UNSUPPORTED_REVISION)
             if isinstance(message, Goaway):
@@ -328,13 +329,18 @@ async def _greet(
                 raise ConnectionEnded(ended_text(code, message.detail), code)
 
 
+def _farewell(transport: Transport, connection: ClientConnection, code: ErrorCode) -> None:
+    """Say CLOSE, if it has not been said and the socket takes it at once."""
+    if connection.local_state is State.OPEN:
+        with suppress(OSError):
+            transport.send(connection.send(Close(code)))
+
+
 def _no_relay(connection: ClientConnection, address: RelayAddress, reason: str) -> Exception:
     """The error of a relay that did not come as far as WELCOME."""
     if connection.is_established:
         return ConnectionBroken(f"{_place(address)} ended the connection before it let this node in: {reason}")
-    return HandshakeError(
-        f"handshake with {_place(address)} failed: {reason}; is this an AwesomeConnect relay?"
-    )
+    return HandshakeError(f"handshake with {_place(address)} failed: {reason}; is this an AwesomeConnect relay?")
 
 
 async def _send_all(transport: Transport, data: bytes) -> None:

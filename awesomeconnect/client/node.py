@@ -22,6 +22,7 @@ from typing import Any
 import anyio
 from attrs import frozen
 
+from awesomeconnect.client.dialler import Dialler
 from awesomeconnect.client.events import (
     Connected,
     Disconnected,
@@ -37,10 +38,10 @@ from awesomeconnect.client.events import (
     RoomLost,
 )
 from awesomeconnect.client.inbox import Inbox
-from awesomeconnect.client.link import Limits, Link, open_link
+from awesomeconnect.client.link import Limits, Link
 from awesomeconnect.client.outbox import Outbox, too_large
 from awesomeconnect.client.receipts import TOKEN_BYTES, Flow, Receipt
-from awesomeconnect.client.reconnect import MOST_SPREAD_S, Backoff, is_final
+from awesomeconnect.client.reconnect import MOST_SPREAD_S
 from awesomeconnect.client.requests import ANSWERED, FAILED, ID_BYTES, Request, Requests, response
 from awesomeconnect.client.rooms import Rooms
 from awesomeconnect.client.settings import ClientSettings
@@ -64,6 +65,7 @@ from awesomeconnect.wire.messages import (
     Gap,
     Goaway,
     Hello,
+    Incarnation,
     Joined,
     JoinFlags,
     Left,
@@ -133,7 +135,6 @@ class Node:
         attributes: Attributes,
         settings: ClientSettings,
     ) -> None:
-        self._addresses = addresses
         self._identity = identity
         self._attributes = attributes
         self._settings = settings
@@ -154,13 +155,7 @@ class Node:
         self._events = EventLog(settings.kept_events)
         self._rooms = Rooms(self._tell, self._connected, lambda room, code: self._report(RoomLost(room, code)))
         self._requests = Requests(settings.process.random_bytes)
-        self._backoff = Backoff(
-            settings.backoff_s,
-            settings.first_cap_s,
-            settings.later_cap_s,
-            settings.patience_s,
-            settings.settled_s,
-        )
+        self._dialler = Dialler(addresses, identity, settings, self._hello)
         self._publish_flows: dict[tuple[str, int], Flow] = {}
         self._other_flows: dict[tuple[Any, ...], Flow] = {}
         self._pauses: dict[tuple[str | bytes, int], float] = {}  # until when
@@ -250,9 +245,7 @@ class Node:
             await self._admit(flow, len(payload), wait)
         return self._outbox.put(flow, payload)
 
-    def publish_nowait(
-        self, room: str, payload: Payload, *, traffic_class: int = TrafficClass.DATA
-    ) -> Receipt:
+    def publish_nowait(self, room: str, payload: Payload, *, traffic_class: int = TrafficClass.DATA) -> Receipt:
         """As `publish`, without waiting.
 
         Raises:
@@ -382,7 +375,7 @@ class Node:
             if self._is_over:
                 if self._ended is None:
                     raise StopAsyncIteration
-                raise self._ended
+                raise self._ended.with_traceback(None)
             self._turn_messages = 0
             await self._inbox.arrived.wait()
         return message
@@ -410,9 +403,7 @@ class Node:
         """
         _check_room(room)
         self._check_open()
-        flags = (JoinFlags.WATCH if watch else JoinFlags.NONE) | (
-            JoinFlags.OBSERVE if observe else JoinFlags.NONE
-        )
+        flags = (JoinFlags.WATCH if watch else JoinFlags.NONE) | (JoinFlags.OBSERVE if observe else JoinFlags.NONE)
         return await self._rooms.join(room, flags)
 
     async def leave(self, room: str) -> None:
@@ -447,7 +438,7 @@ class Node:
             async for change in self._rooms.changes(watch):
                 yield change
         if self._ended is not None:
-            raise self._ended
+            raise self._ended.with_traceback(None)
 
     async def ping(self) -> float:
         """The time from here to the relay and back, in seconds.
@@ -494,11 +485,10 @@ class Node:
     def _send_flow(self, peer: bytes, traffic_class: int, content: int = Content.APPLICATION) -> Flow:
         flow = self._other_flows.get((peer, traffic_class, content))
         if flow is None:
-            if len(peer) != KEY_BYTES:
-                raise AddressError(f"a peer's key has {KEY_BYTES} bytes, not {len(peer)}")
+            if not isinstance(peer, bytes) or len(peer) != KEY_BYTES:
+                raise AddressError(f"a peer is {KEY_BYTES} bytes of public key (parse_key reads the text form)")
             _make_space(self._other_flows)
-            flow = Flow.send(bytes(peer), traffic_class, content)
-            self._other_flows[bytes(peer), traffic_class, content] = flow
+            flow = self._other_flows[peer, traffic_class, content] = Flow.send(peer, traffic_class, content)
         return flow
 
     def _anycast_flow(self, room: str, traffic_class: int, content: int = Content.APPLICATION) -> Flow:
@@ -575,7 +565,7 @@ class Node:
     def _check_open(self) -> None:
         """Raise what ended the node, if something has."""
         if self._ended is not None:
-            raise self._ended
+            raise self._ended.with_traceback(None)
         if self._closing:
             raise ConnectionEnded("the node is closed")
 
@@ -604,7 +594,7 @@ class Node:
                     error = await link.run()
                 finally:
                     self._down()
-                link = await self._redial(error, link.goaway)
+                link = await self._redial(link, error)
         except AwesomeConnectError as final:
             error = final
         except Exception as bug:
@@ -616,60 +606,30 @@ class Node:
             self._events.add(Disconnected(error, None))
         self._finish(None if self._closing else error)
 
-    async def _redial(self, error: Exception, goaway: Goaway | None) -> Link:
+    async def _redial(self, link: Link, error: Exception) -> Link:
         """The next connection; raises why there will be none."""
-        settings = self._settings
-        spread_s = min(goaway.spread_ms / 1000, MOST_SPREAD_S) if goaway else 0.0
-        self._backoff.broke(anyio.current_time())
-        while True:
-            if self._closing or is_final(error, len(self._addresses)):
-                raise error
-            delay_s = self._backoff.next_delay_s(anyio.current_time(), settings.random())
-            if spread_s:
-                delay_s, spread_s = settings.random() * spread_s, 0.0
-            self._events.add(Disconnected(error, delay_s))
-            with anyio.move_on_after(delay_s):
+        self._dialler.broke(link, error)
+        while not self._closing:
+            wait_s = self._dialler.wait_s(error)
+            self._events.add(Disconnected(error, wait_s))
+            with anyio.move_on_after(wait_s):
                 while not self._closing:
                     await self._changed.wait()
-            try:
-                return await self._dial(settings.welcome_s * len(self._addresses))
-            except AwesomeConnectError as failed:
-                error = failed
-
-    async def _dial(self, timeout_s: float) -> Link:
-        """A connection to the first of the relays that can be reached, each given its share of the time."""
-        deadline = anyio.current_time() + timeout_s
-        failures: list[tuple[RelayAddress, AwesomeConnectError]] = []
-        for at, address in enumerate(self._addresses):
-            share_s = (deadline - anyio.current_time()) / (len(self._addresses) - at)
-            error: AwesomeConnectError = ConnectFailed(
-                f"cannot connect to {address}: no answer in {share_s:.3g} s; is this an AwesomeConnect relay?"
-            )
-            with anyio.move_on_after(share_s):
+            if not self._closing:
                 try:
-                    return await self._open(address)
-                except OSError as problem:
-                    reason = problem.strerror or str(problem)
-                    error = ConnectFailed(f"cannot connect to {address}: {reason}; is the relay running?")
-                except AwesomeConnectError as problem:
-                    error = problem
-            failures.append((address, error))
-        if len(failures) == 1:
-            raise failures[0][1]
-        listed = "".join(f"\n  {address}: {error}" for address, error in failures)
-        raise ConnectFailed(f"none of {len(failures)} relays could be reached:{listed}")
+                    return await self._dialler.dial()
+                except AwesomeConnectError as failed:
+                    error = failed
+        raise error
 
-    async def _open(self, address: RelayAddress) -> Link:
-        incarnation, number = self._settings.process.next_connection(self.key)
-        hello = Hello(REVISION, incarnation, number, self._attributes, self._rooms.intents())
-        return await open_link(self._settings.dial, address, self._identity, number, hello)
+    def _hello(self, incarnation: Incarnation, number: int) -> Hello:
+        return Hello(REVISION, incarnation, number, self._attributes, self._rooms.intents())
 
     def _up(self, link: Link) -> None:
         self._connections += 1
         self._relay = link.address
         self._limits = link.limits
         self._payload_bytes = link.limits.payload_bytes
-        self._backoff.connected(anyio.current_time())
         self._outbox.opened(link.number, link.limits.payload_bytes)
         link.attach(self._outbox, self._on_message)
         self._link = link
@@ -725,9 +685,7 @@ class Node:
             return
         self._received += 1
         self._inbox.put(
-            Message(
-                message.sender, message.room, message.mode, message.traffic_class, content, payload, request_id
-            )
+            Message(message.sender, message.room, message.mode, message.traffic_class, content, payload, request_id)
         )
 
     def _on_gap(self, message: Gap) -> None:
@@ -785,7 +743,7 @@ class Node:
         link.goaway = message
         # What the relay has queued still comes before its CLOSE. Where another connection can be had, it need not
         # be waited for.
-        has_others = len(self._addresses) > 1 and message.code in (ErrorCode.DRAINING, ErrorCode.OVERLOADED)
+        has_others = self._dialler.has_choice and message.code in (ErrorCode.DRAINING, ErrorCode.OVERLOADED)
         if has_others or message.code == ErrorCode.SESSION_TOO_OLD:
             link.close_in(self._settings.random() * min(message.window_ms / 1000, MOST_SPREAD_S))
 
@@ -861,12 +819,13 @@ async def connect(
     rooms = list(rooms)
     for room in rooms:
         _check_room(room)
+    Hello(REVISION, Incarnation(0, bytes(8)), 0, attributes or {})  # checks the attributes
     node = Node(addresses, identity, dict(attributes or {}), settings or ClientSettings())
     problem: BaseException | None = None
     try:
         async with anyio.create_task_group() as tasks:
             joins = node._rooms.announce(rooms)
-            link = await node._dial(timeout_s)
+            link = await node._dialler.dial(timeout_s)
             try:
                 tasks.start_soon(node._live, link)
                 await _all(joins, timeout_s)

@@ -16,7 +16,7 @@ from awesomeconnect.client.receipts import Flow, Flush, Receipt, Verdicts
 from awesomeconnect.client.waiting import Signal
 from awesomeconnect.errors import ErrorCode, OutcomeUnknown, PayloadTooLarge
 from awesomeconnect.shaping.egress import CONTROL, Egress, EgressLimits
-from awesomeconnect.wire.messages import Message, Ping, PingKind, encode_frame, is_barrier
+from awesomeconnect.wire.messages import Join, Members, Message, Ping, PingKind, encode_frame, is_barrier
 from awesomeconnect.wire.records import MAX_PLAINTEXT
 
 _PUBLISHED = (1 << CONTROL) - 1
@@ -42,11 +42,8 @@ class Outbox(Egress):
         "_flush_bytes",
         "_flush_messages",
         "_flushes",
-        "_gone",
         "_pending",
         "_pings",
-        "_put",
-        "_put_bytes",
         "_queue_bytes",
         "_queue_messages",
         "filled",
@@ -71,12 +68,7 @@ class Outbox(Egress):
         self._flush_messages = flush_messages
         self._flush_bytes = flush_bytes
         self._pending: list[deque[Receipt]] = [deque() for _ in range(CONTROL)]
-        # Of each class: bytes put into it and bytes gone from it, ever.
-        self._put = [0] * CONTROL
-        self._gone = [0] * CONTROL
-        # Of all classes: bytes put, and how many of those have a verdict at least.
-        self._put_bytes = 0
-        self._decided_bytes = 0
+        self._decided_bytes = 0  # of those that have departed, those that have a verdict at least
         self._flushes: deque[Flush] = deque()
         self._pings = 0
         self._asked_at = (0, 0)  # ordinal and bytes gone at the last PING that the library sent by itself
@@ -92,21 +84,15 @@ class Outbox(Egress):
 
     def put(self, flow: Flow, payload: bytes) -> Receipt:
         """Queue a message."""
-        traffic_class = flow.traffic_class
-        frame = flow.head(len(payload)) + payload
-        size = len(frame)
-        end = self._put[traffic_class] = self._put[traffic_class] + size
-        self._put_bytes += size
-        receipt = Receipt(flow, len(payload), end)
-        self._pending[traffic_class].append(receipt)
-        self._append(traffic_class, frame)
+        receipt = Receipt(flow, len(payload))
+        self._put(receipt, flow.head(len(payload)) + payload)
         self.filled.notify()
         return receipt
 
     @property
     def undecided_bytes(self) -> int:
         """Bytes put that have no verdict, as far as is known."""
-        return self._put_bytes - self._decided_bytes
+        return self._departed_bytes + self.queued_bytes - self._decided_bytes
 
     @property
     def queued_messages(self) -> int:
@@ -126,7 +112,7 @@ class Outbox(Egress):
     def flush(self) -> Flush:
         """Ask for the verdict on everything put so far."""
         waiting = [pending[-1] for pending in self._pending if pending]
-        flush = self._new_flush(self._put_bytes, waiting)
+        flush = self._new_flush(self._departed_bytes + self.queued_bytes, waiting)
         self.push_barrier(encode_frame(Ping(PingKind.FLUSH, flush.token)))
         self.filled.notify()
         return flush
@@ -141,6 +127,8 @@ class Outbox(Egress):
         frame = encode_frame(message)
         if is_barrier(message):
             self.push_barrier(frame)
+        elif isinstance(message, Join | Members):
+            self.push_in_order(frame)  # not before the LEAVE that it was said after
         else:
             self.push_control(frame)
         self.filled.notify()
@@ -151,17 +139,18 @@ class Outbox(Egress):
         """As `Egress.take`; numbers the messages whose last byte is in what it returns."""
         if not self.ready & _PUBLISHED:
             return super().take(limit)
-        before = self.queued.copy()
         plaintext = super().take(limit)
         for traffic_class in range(CONTROL - 1, -1, -1):
-            size = before[traffic_class] - self.queued[traffic_class]
-            if size:
-                self._departed(traffic_class, size)
-        sent, gone = self.verdicts.sent, sum(self._gone)
-        if sent - self._asked_at[0] >= self._flush_messages or gone - self._asked_at[1] >= self._flush_bytes:
+            pending, departed = self._pending[traffic_class], self.departed[traffic_class]
+            while pending and pending[0].end <= departed:
+                self.verdicts.departed(pending.popleft())
+            if self.queued[traffic_class] <= self._queue_bytes // 2:
+                self.progress.notify()
+        messages, size = self.verdicts.sent - self._asked_at[0], self._departed_bytes - self._asked_at[1]
+        if messages >= self._flush_messages or size >= self._flush_bytes:
             # What has left is before it anyway, so it need not wait for what has not.
-            self._asked_at = (sent, gone)
-            flush = self._new_flush(gone, [])
+            self._asked_at = (self.verdicts.sent, self._departed_bytes)
+            flush = self._new_flush(self._departed_bytes, [])
             self.push_control(encode_frame(Ping(PingKind.FLUSH, flush.token)))
         return plaintext
 
@@ -190,17 +179,16 @@ class Outbox(Egress):
             for pending, queue in zip(self._pending, self._queues[:CONTROL], strict=True)
             for receipt, frame in zip(pending, queue or (), strict=True)
         ]
-        self._forget_queue()
+        self.clear()
+        self._pending = [deque() for _ in range(CONTROL)]
+        self._decided_bytes = self._departed_bytes
+        self._asked_at = (0, self._departed_bytes)
         self.verdicts.opened(connection)
         for receipt, frame in unsent:
             if receipt.size > payload_bytes:
                 self.verdicts.note(too_large(receipt.flow, receipt.size, payload_bytes))
-                continue
-            traffic_class = receipt.flow.traffic_class
-            receipt.end = self._put[traffic_class] = self._put[traffic_class] + len(frame)
-            self._put_bytes += len(frame)
-            self._pending[traffic_class].append(receipt)
-            self._append(traffic_class, frame)
+            else:
+                self._put(receipt, frame)
 
     def broke(self) -> OutcomeUnknown | None:
         """The connection is gone; the messages whose outcome stays unknown, if any."""
@@ -219,21 +207,15 @@ class Outbox(Egress):
         self._flushes.append(flush)
         return flush
 
-    def _departed(self, traffic_class: int, size: int) -> None:
-        gone = self._gone[traffic_class] = self._gone[traffic_class] + size
-        pending, departed = self._pending[traffic_class], self.verdicts.departed
-        while pending and pending[0].end <= gone:
-            departed(pending.popleft())
-        if self.queued[traffic_class] <= self._queue_bytes // 2:
-            self.progress.notify()
+    def _put(self, receipt: Receipt, frame: bytes) -> None:
+        traffic_class = receipt.flow.traffic_class
+        self._append(traffic_class, frame)
+        receipt.end = self.departed[traffic_class] + self.queued[traffic_class]
+        self._pending[traffic_class].append(receipt)
 
-    def _forget_queue(self) -> None:
-        self.clear()
-        self._pending = [deque() for _ in range(CONTROL)]
-        self._put = [0] * CONTROL
-        self._gone = [0] * CONTROL
-        self._put_bytes = self._decided_bytes = 0
-        self._asked_at = (0, 0)
+    @property
+    def _departed_bytes(self) -> int:
+        return sum(self.departed[:CONTROL])
 
 
 def too_large(flow: Flow, size: int, limit: int) -> PayloadTooLarge:

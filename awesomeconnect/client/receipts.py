@@ -88,10 +88,10 @@ class Receipt:
 
     __slots__ = ("connection", "end", "flow", "ordinal", "size")
 
-    def __init__(self, flow: Flow, size: int, end: int) -> None:
+    def __init__(self, flow: Flow, size: int) -> None:
         self.flow = flow
         self.size = size  # of the payload
-        self.end = end  # bytes put into its class so far, itself included
+        self.end = 0  # it has left when its class has departed this far
         self.ordinal: int | None = None
         self.connection: int | None = None
 
@@ -175,9 +175,7 @@ class Verdicts:
         if reject.first <= self.decided:
             flow = None
         about = flow.about if flow is not None else "a message accepted before"
-        refused = Refused.from_code(
-            reject.code, about, retry_after_ms=reject.retry_after_ms, ordinals=ordinals
-        )
+        refused = Refused.from_code(reject.code, about, retry_after_ms=reject.retry_after_ms, ordinals=ordinals)
         return refused, flow
 
     def note(self, problem: Refused | OutcomeUnknown) -> None:

@@ -56,17 +56,20 @@ class Backoff:
         return random * min(cap, self._backoff_s * 2.0 ** min(self._attempt, 32))
 
 
-def is_final(error: Exception, addresses: int) -> bool:
-    """Whether no new connection should be tried after this end, with so many addresses to choose from."""
-    if not isinstance(error, AwesomeConnectError):
-        return True  # an error in the library: it would come again
+def is_final(error: Exception) -> bool:
+    """Whether the relay that a connection ended like this with must not be dialled again."""
     if isinstance(error, RelayKeyMismatch):
-        return addresses == 1
+        return True
     if not isinstance(error, ConnectionEnded) or error.code == ErrorCode.OK:
         return False
-    if error.code in (ErrorCode.REPLACED, ErrorCode.SUPERSEDED):
-        return True
-    return addresses == 1 and error.code in _CODES and not ErrorCode(error.code).may_retry
+    return error.code in _CODES and not ErrorCode(error.code).may_retry
+
+
+def ends_node(error: Exception) -> bool:
+    """Whether no relay at all must be dialled again: this key is in use elsewhere, or the library has an error."""
+    if isinstance(error, ConnectionEnded):
+        return error.code in (ErrorCode.REPLACED, ErrorCode.SUPERSEDED)
+    return not isinstance(error, AwesomeConnectError)
 
 
 def ended_text(code: int, detail: str) -> str:

@@ -72,8 +72,6 @@ class Rooms:
 
     async def join(self, room: str, flags: JoinFlags) -> Joined:
         """Join, or change how the node is in the room; see `Node.join`."""
-        while room in self._leaves:  # LEAVE is a barrier, JOIN would overtake it
-            await self._leaves[room][0].wait()
         self._joined[room] = flags
         return await self._ask_join(room)
 
@@ -134,11 +132,9 @@ class Rooms:
         return JoinFlags.WATCH | (JoinFlags.OBSERVE if flags is None else flags)
 
     async def _ask_join(self, room: str) -> Joined:
-        flags = self._flags(room)
-        assert flags is not None
         answer: Answer[Joined] = Answer()
         self._joins.setdefault(room, []).append(answer)
-        self._tell(Join(room, flags))
+        self._tell(Join(room, self._flags(room) or JoinFlags.NONE))
         return await answer.wait()
 
     async def _list(self, room: str) -> tuple[int, list[Member]]:

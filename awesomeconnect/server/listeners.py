@@ -8,12 +8,17 @@ import socket
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from awesomeconnect.config import DEFAULT_PORT
 from awesomeconnect.errors import AddressError
 
 #: Connections that wait for accept; the kernel caps it at net.core.somaxconn (4,096 by default).
 BACKLOG = 4_096
+
+_RESOLVE = socket.AI_PASSIVE | socket.AI_ADDRCONFIG
+#: A machine without IPv6, or with IPv6 switched off.
+_NO_SUCH_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 
 
 def open_listeners(text: str) -> list[socket.socket]:
@@ -30,20 +35,18 @@ def open_listeners(text: str) -> list[socket.socket]:
     if "/" in text:
         return [_listen_on_path(Path(text))]
     host, port = _split(text)
-    found = (
-        socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_ADDRCONFIG
-        )
-        if host
-        else [
-            (family, socket.SOCK_STREAM, 0, "", (address, port))
-            for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::"))
-        ]
-    )
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=_RESOLVE) if host else _anywhere(port)
+    except socket.gaierror as error:
+        raise OSError(error.errno, f"cannot listen on {text}: {error.strerror}") from None
     opened: list[socket.socket] = []
     try:
         for family, kind, _proto, _name, address in dict.fromkeys(found):
-            opened.append(_listen(family, kind, address, text))
+            try:
+                opened.append(_listen(family, kind, address, text))
+            except OSError as error:
+                if host or not opened or error.errno not in _NO_SUCH_FAMILY:
+                    raise
     except OSError:
         for listener in opened:
             listener.close()
@@ -68,7 +71,18 @@ def close_listener(listener: socket.socket) -> None:
             os.unlink(path)
 
 
+def _anywhere(port: int) -> list[tuple[Any, ...]]:
+    """All addresses of this machine, in the form of `socket.getaddrinfo`; IPv6 is last, since it may be missing."""
+    stream = socket.SOCK_STREAM
+    return [
+        (socket.AF_INET, stream, 0, "", ("0.0.0.0", port)),
+        (socket.AF_INET6, stream, 0, "", ("::", port)),
+    ]
+
+
 def _split(text: str) -> tuple[str, int]:
+    if not text:
+        raise AddressError("an empty text is no address to listen on; write HOST:PORT, a port, or a path")
     host, colon, port = text.rpartition(":")
     if text.startswith("[") and text.endswith("]"):
         host, colon, port = text, "", ""
@@ -84,8 +98,9 @@ def _split(text: str) -> tuple[str, int]:
 
 
 def _listen(family: int, kind: int, address: tuple[object, ...], text: str) -> socket.socket:
-    listener = socket.socket(family, kind)
+    listener = None
     try:
+        listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -93,7 +108,8 @@ def _listen(family: int, kind: int, address: tuple[object, ...], text: str) -> s
         listener.listen(BACKLOG)
         listener.setblocking(False)
     except OSError as error:
-        listener.close()
+        if listener is not None:
+            listener.close()
         if error.errno == errno.EADDRINUSE:
             raise OSError(
                 error.errno, f"{text} is in use: another relay? Choose another port with --listen"

@@ -35,6 +35,7 @@ from awesomeconnect.wire.messages import (
     Incarnation,
     Join,
     Joined,
+    JoinFlags,
     Leave,
     Left,
     Members,
@@ -70,11 +71,13 @@ HEAVY_TURN_BYTES = 256 << 10
 #: Routing lets others run after this many deliveries; decoding a message costs about as much as 20.
 TURN_DELIVERIES = 10_000
 MESSAGE_COST = 20
+#: So does telling of one member in a page; one that is passed over costs about as much as a delivery.
+MEMBER_COST = 20
 
 _buffer = memoryview(bytearray(MOST_READ_BYTES))
 
 
-class _Farewell(Exception):  # noqa: N818
+class _Farewell(Exception):
     """The client said CLOSE. It ends the turn, and with it the place in line, before the rest is sent."""
 
 
@@ -222,7 +225,10 @@ class Session:
         if idle_s >= settings.drop_s:
             self._house.count("keepalive_timeouts")
             self.end(ErrorCode.KEEPALIVE_TIMEOUT, f"nothing was heard for {settings.drop_s:g} s")
-        elif not (tick - self.heard or 1) % self._house.keepalive_ticks and self._connection.local_state is State.OPEN:
+        elif idle_s and not (tick - self.heard) % self._house.keepalive_ticks and self._is_open():
+            if self._router is not None:
+                self._router.forget()  # an idle connection stays small
+                self._router = None
             self.tell(Ping(PingKind.KEEPALIVE))
             self.outlet.flush()
 
@@ -230,6 +236,9 @@ class Session:
     def incomplete_bytes(self) -> int:
         """Bytes held of frames that have not arrived whole."""
         return self._connection.reader.buffered_bytes + self._connection.fragments.held_bytes
+
+    def _is_open(self) -> bool:
+        return self._connection.local_state is State.OPEN
 
     def _is_held_back(self) -> bool:
         """Whether the client itself has paused everything that is queued."""
@@ -361,7 +370,7 @@ class Session:
                 handler = _HANDLERS.get(type(message))
                 if handler is not None and self.close_by is None:
                     work += MESSAGE_COST + (handler(self, message) or 0)
-                    if self.outlet.queued[CONTROL] > house.settings.control_bytes:
+                    if self.outlet.queued[CONTROL] + self.outlet.barrier_bytes > house.settings.control_bytes:
                         raise RemoteProtocolError("answers are not read", ErrorCode.SLOW_RECEIVER)
                 if type(message) is Close:
                     raise _Farewell
@@ -476,10 +485,12 @@ class Session:
         code = judge_room(self.key, message.room)
         if not code:
             room = house.registry.find_room(message.room)
-            if room is None or room not in self.rooms:
-                if len(self.rooms) >= settings.rooms_per_connection:
-                    code = ErrorCode.TOO_MANY_ROOMS
-                elif room is not None and len(room.members) >= settings.room_members:
+            place = None if room is None else self.rooms.get(room)
+            if place is None and len(self.rooms) >= settings.rooms_per_connection:
+                code = ErrorCode.TOO_MANY_ROOMS
+            elif room is not None and len(room.members) >= settings.room_members:
+                is_member = place is not None and place.joined
+                if not is_member and not message.flags & JoinFlags.OBSERVE:
                     code = ErrorCode.ROOM_FULL
         if code:
             self.tell(Left(message.room, code))
@@ -494,15 +505,17 @@ class Session:
             self._house.note_change(room)
         self.tell(Left(message.room, ErrorCode.OK))
 
-    def _on_members(self, message: Members) -> None:
+    def _on_members(self, message: Members) -> int:
         room = self._house.registry.find_room(message.room)
         code = judge_room(self.key, message.room)
         if not code and (room is None or room not in self.rooms):
             code = ErrorCode.NOT_A_MEMBER
         if code or room is None:
             self.tell(MembersPage(message.room, code, 0))
-        else:
-            self.tell(room.page(message.after, self._house.settings.page_bytes))
+            return 0
+        page = room.page(message.after, self._house.settings.page_bytes)
+        self.tell(page)
+        return len(room.members) + MEMBER_COST * len(page.page)
 
     def _on_present(self, message: Present) -> None:
         self.tell(Contract(message.room, judge_room(self.key, message.room)))

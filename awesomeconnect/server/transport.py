@@ -1,8 +1,8 @@
 """What a session needs of a connection: four names, so that a simulator can stand in for a socket at no cost.
 
 ``recv_into(buffer) -> int`` and ``send(data) -> int`` do not block (they raise BlockingIOError);
-``await wait_readable()`` and ``await wait_writable()`` wait. Then ``half_close()`` and ``close()``, which wakes whoever waits with
-`trio.ClosedResourceError`, and ``peer``, where the connection comes from.
+``await wait_readable()`` and ``await wait_writable()`` wait. Then ``half_close()`` and ``close()``, which wakes
+whoever waits with `trio.ClosedResourceError`, and ``peer``, where the connection comes from.
 """
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ class Egress:
         ready: bit ``c`` is set while class ``c`` has something queued.
         held: bit ``c`` is set while the receiver has paused class ``c``.
         total: bytes waiting in all classes.
+        barrier_bytes: what the barriers that wait take; like ``queued[CONTROL]``, whoever queues them watches it.
         limits: the bounds.
     """
 
@@ -69,6 +70,7 @@ class Egress:
         "_gaps",
         "_offsets",
         "_queues",
+        "barrier_bytes",
         "departed",
         "held",
         "limits",
@@ -84,6 +86,7 @@ class Egress:
         self.ready = 0
         self.held = 0
         self.total = 0
+        self.barrier_bytes = 0
         self._queues: list[deque[bytes] | None] = [None] * CLASSES
         # Made on first use, so that an idle connection stays small:
         self._caps: dict[int, int] | None = None  # lowered caps of classes that have overflowed
@@ -103,7 +106,7 @@ class Egress:
         return True
 
     def has_room(self, traffic_class: int, size: int) -> bool:
-        """Whether a class takes ``size`` bytes more; if not, it stays closed until it has drained to half its cap."""
+        """Whether a class takes ``size`` bytes more; if not, it is closed until it has drained to half its cap."""
         queued = self.queued[traffic_class] + size
         if queued > self.limits.class_bytes or self.total + size > self.limits.total_bytes:
             self._overflowed(traffic_class)
@@ -123,9 +126,10 @@ class Egress:
         if self._barriers is None:
             self._barriers = deque()
         self._barriers.append(([*map(add, self.departed, self.queued)], frame))
+        self.barrier_bytes += len(frame) + _MARKS_BYTES
 
     def push_in_order(self, frame: bytes) -> None:
-        """Queue a control frame that no earlier barrier may follow: JOIN, JOINED and MEMBERS after LEAVE or LEFT."""
+        """Queue a control frame that overtakes no barrier: JOIN, JOINED and MEMBERS after LEAVE or LEFT."""
         if self._barriers:
             self.push_barrier(frame)
         else:
@@ -183,7 +187,7 @@ class Egress:
         """Drop everything: the connection is gone."""
         self._queues = [None] * CLASSES
         self.queued = [0] * CLASSES
-        self.ready = self.total = 0
+        self.ready = self.total = self.barrier_bytes = 0
         self._caps = self._gaps = self._offsets = self._barriers = None
 
     def _take(self, limit: int) -> bytes:
@@ -194,7 +198,7 @@ class Egress:
                 return b"".join(parts)
 
     def _fill(self, parts: list[bytes], room: int) -> int:
-        """Move entries into ``parts`` in order of urgency; returns the room that is left, 0 when one did not fit."""
+        """Move entries into ``parts`` in order of urgency; the room that is left, 0 when one did not fit."""
         leaving = self.ready & ~self.held
         while leaving:
             traffic_class = leaving.bit_length() - 1
@@ -259,7 +263,9 @@ class Egress:
             return False
         raised = False
         while self._barriers and self._may_leave(self._barriers[0][0]):
-            self.push_control(self._barriers.popleft()[1])
+            frame = self._barriers.popleft()[1]
+            self.barrier_bytes -= len(frame) + _MARKS_BYTES
+            self.push_control(frame)
             raised = True
         return raised
 
@@ -310,5 +316,7 @@ class Egress:
         self.ready |= 1 << traffic_class
 
 
+#: What a barrier's marks take: a tuple, and a list of eight integers.
+_MARKS_BYTES = 384
 #: Room that any control frame fits, so that a barrier may join the record that empties the queues.
 _ROOM_FOR_CONTROL = 1_024

@@ -61,6 +61,15 @@ class Program:
         self._guard.cancel()
         return self.process.returncode, stdout, stderr.decode()
 
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        self._guard.cancel()
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+
     def _stream(self, name: str) -> IO[bytes]:
         stream: IO[bytes] | None = getattr(self.process, name)
         assert stream is not None
@@ -87,8 +96,7 @@ def start() -> Iterator[Callable[..., Program]]:
 
     yield start
     for program in started:
-        program.process.kill()
-        program.finish()
+        program.kill()
 
 
 @pytest.fixture(scope="session")
@@ -96,15 +104,21 @@ def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a relay that all tests share: whatever one does to it, the others must not notice."""
     key_file = tmp_path_factory.mktemp("relay") / "relay.key"
     program = Program("serve", "--listen", "127.0.0.1:0", "--key", str(key_file), "--json")
-    # Nobody reads its log until the end, and a pipe that is full would stop it.
-    drain = threading.Thread(target=lambda: program.process.stderr.read(), daemon=True)  # type: ignore[union-attr]
-    drain.start()
     program._guard.cancel()
     address: str = json.loads(program.line())["addresses"][0]
+    # A pipe that is full would stop it.
+    logged: list[bytes] = []
+    reader = threading.Thread(target=logged.extend, args=(program.process.stderr,), daemon=True)
+    reader.start()
     yield address
+    survived = program.process.poll() is None
     program.process.terminate()
-    assert program.process.wait(PATIENCE_S) == 0
-    drain.join()
+    code = program.process.wait(PATIENCE_S)
+    reader.join()
+    log = b"".join(logged).decode()
+    assert survived, log
+    assert code == 0, log
+    assert "Traceback" not in log, log
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ class TestErrors:
 
     def test_the_most_telling_of_several_speaks(self) -> None:
         ending = explain(ExceptionGroup("", [OSError("late"), NoSuchPeer("first", 33), NoSuchPeer("x", 33)]))
-        assert str(ending) == "first (and 2 more errors)"
+        assert str(ending) == "first (and 2 more)"
 
     def test_a_bug_is_not_hidden(self) -> None:
         assert explain(ExceptionGroup("tasks", [ZeroDivisionError()])) is None

@@ -13,8 +13,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
 
+from awesomeconnect.client import connect
 from awesomeconnect.identity import Identity
 
 from .conftest import Program
@@ -179,7 +181,7 @@ class TestEndings:
         assert "Error: --wait: no message for 0.05 s; received 0 of 2" in stderr
 
     def test_wait_ends_a_transfer(self, begin: Start, run: Run) -> None:
-        sub = begin("sub", "transfer", "--wait", "5")
+        sub = begin("sub", "transfer", "--wait", "2")
         assert run("pub", "transfer", stdin=b"data")[0] == 0
         assert sub.finish()[:2] == (0, b"data")
 
@@ -210,6 +212,38 @@ class TestEndings:
         assert sub.line() == "here"
         pub.process.send_signal(signal.SIGINT)
         assert pub.process.wait() == 130
+
+    def test_losses_are_told(self, begin: Start, relay: str) -> None:
+        """A reader that stands still, and a publisher that does not wait for it."""
+        sub = begin("sub", "flood", "--wait", "1")
+
+        async def flood() -> None:
+            async with connect(relay) as node:
+                for _ in range(60):
+                    await node.publish("flood", bytes(512 << 10))
+                await node.flush()
+
+        anyio.run(flood, backend="trio")
+        code, stdout, stderr = sub.finish()
+        assert code == 5
+        assert len(stdout) % (512 << 10) == 0
+        lost = 60 - len(stdout) // (512 << 10)
+        assert lost > 0
+        assert f"Error: {lost} messages were lost on the way here" in stderr
+        assert "Warning: lost " in stderr
+        assert "in flood: receiver_congested" in stderr
+
+    def test_the_same_key_twice(self, begin: Start, key_file: Path) -> None:
+        first = begin("sub", "room", "--key", str(key_file))
+        begin("sub", "room", "--key", str(key_file))
+        code, stdout, stderr = first.finish()
+        assert (code, stdout) == (3, b"")
+        assert "Error: another process connected with the same key" in stderr
+
+    def test_attributes_that_are_too_long(self, run: Run) -> None:
+        code, _stdout, stderr = run("ping", "--attribute", f"name={'x' * 2_000}")
+        assert code == 2
+        assert stderr.startswith("Error: ")
 
     def test_reader_of_the_output_went_away(self, begin: Start, run: Run) -> None:
         sub = begin("sub", "head")

@@ -70,9 +70,8 @@ class World:
 class Sender:
     """A connection: what its client sends is routed, what it gets waits in its queue."""
 
-    attributes: Attributes = {}
-
     def __init__(self, world: World, number: int, rooms: tuple[str, ...]) -> None:
+        self.attributes: Attributes = {}
         identity = Identity.from_seed(number.to_bytes(32, "big"))
         self.key = identity.public_key
         self.rooms: dict[Room, Place] = {}
@@ -114,14 +113,18 @@ class Sender:
 
     def arrive(self, data: bytes) -> None:
         self.relay.receive(data)
-        routes = {Publish: self.router.publish, Send: self.router.send, Anycast: self.router.anycast}
+        routes: dict[type, Any] = {
+            Publish: self.router.publish,
+            Send: self.router.send,
+            Anycast: self.router.anycast,
+        }
         while True:
             message = self.relay.next_message()
             if self.relay.reader.touched:
                 self.router.route_gathered()
             if message is None:
                 return
-            routes[type(message)](message, self.relay.reader.ordinal)  # type: ignore[arg-type,index]
+            routes[type(message)](message, self.relay.reader.ordinal)
 
     def got(self) -> list[Message]:
         """Everything that waits for this connection, in order of departure."""
@@ -158,7 +161,7 @@ def publish(text: str | bytes, room: str = "x", traffic_class: int = 1, content:
     return Publish(room, traffic_class, content, text.encode() if isinstance(text, str) else text)
 
 
-# ---- where messages go --------------------------------------------------------------------------------
+# ---- where messages go -------------------------------------------------------------------------------
 
 
 def test_a_publish_goes_to_every_other_member(world: World) -> None:
@@ -276,7 +279,7 @@ def test_more_destinations_than_routes_are_kept(world: World) -> None:
     assert b.payloads() == [b"again"]
 
 
-# ---- refusals ---------------------------------------------------------------------------------------------
+# ---- refusals ----------------------------------------------------------------------------------------
 
 
 def test_refusals_name_their_ordinals(world: World) -> None:
@@ -390,12 +393,13 @@ def test_every_message_is_delivered_or_refused_once(chunks: list[list[tuple[str,
     assert world.traffic.received_messages + len(refused) == ordinal
 
 
-# ---- full queues --------------------------------------------------------------------------------------------
+# ---- full queues -------------------------------------------------------------------------------------
 
 
 def fill(egress: Egress, traffic_class: int, size: int) -> None:
     """Queue a message of this many bytes, its head not counted."""
-    assert egress.push(traffic_class, encode_frame(Deliver(Mode.UNICAST, NOWHERE, None, traffic_class, 0, bytes(size - 60))))
+    message = Deliver(Mode.UNICAST, NOWHERE, None, traffic_class, 0, bytes(size - 60))
+    assert egress.push(traffic_class, encode_frame(message))
 
 
 def test_above_the_high_water_mark_the_sender_is_asked_to_pause(world: World) -> None:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import gc
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from attrs import define, field
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from awesomeconnect.errors import ErrorCode
 from awesomeconnect.relay.admission import judge_room
@@ -156,7 +164,7 @@ def test_leave_all(house: House) -> None:
     assert house.registry.leave_all(a, a.egress) == []
 
 
-# ---- slots ----------------------------------------------------------------------------------------------
+# ---- slots -------------------------------------------------------------------------------------------
 
 
 def test_a_room_lives_as_long_as_somebody_holds_it(house: House) -> None:
@@ -195,7 +203,7 @@ def test_a_peer_lives_as_long_as_somebody_holds_it(house: House) -> None:
     assert house.registry.find_peer(key) is None
 
 
-# ---- pages ------------------------------------------------------------------------------------------------
+# ---- pages -------------------------------------------------------------------------------------------
 
 
 def test_an_empty_room_has_an_empty_page(house: House) -> None:
@@ -220,7 +228,7 @@ def test_a_page_has_at_least_one_member(house: House) -> None:
     assert (len(page.page), page.next) == (1, 1)
 
 
-# ---- presence ----------------------------------------------------------------------------------------------
+# ---- presence ----------------------------------------------------------------------------------------
 
 
 def test_without_an_audience_nothing_is_remembered(house: House) -> None:
@@ -329,7 +337,7 @@ class PresenceMachine(RuleBasedStateMachine):
     @rule()
     def tell(self) -> None:
         told = self.room.take_changes(PAGE)
-        for before, after in zip(told, told[1:], strict=False):
+        for before, after in pairwise(told):
             assert before.version == after.base
         assert told[-1].version == self.room.version
         assert set(self.room.audience) == set(self.lists)
@@ -341,7 +349,8 @@ class PresenceMachine(RuleBasedStateMachine):
     @invariant()
     def the_room_is_as_it_should_be(self) -> None:
         listed = members_of(self.room, 200)
-        assert [(member.key, member.joined) for member in listed] == [(one.key, n) for one, n in self.members.items()]
+        expected = [(one.key, joined) for one, joined in self.members.items()]
+        assert [(member.key, member.joined) for member in listed] == expected
         assert list(self.room.members.values()) == list(self.members)
         assert self.room.version == self.changes
         for one, known in self.lists.items():
@@ -356,7 +365,7 @@ def test_presence_reproduces_the_membership() -> None:
     )
 
 
-# ---- anycast ---------------------------------------------------------------------------------------------
+# ---- anycast -----------------------------------------------------------------------------------------
 
 
 def test_anycast_takes_turns_among_idle_members(house: House) -> None:
@@ -402,7 +411,7 @@ def test_anycast_needs_another_member(house: House) -> None:
     assert house.registry.room("empty").anycast_order(None) == []
 
 
-# ---- admission ----------------------------------------------------------------------------------------------
+# ---- admission ---------------------------------------------------------------------------------------
 
 OWNER = bytes(range(32))
 

@@ -22,7 +22,7 @@ EPOCH = b"epoch 01"
 
 
 def _run(main: Callable[[], Awaitable[Any]], **options: Any) -> Any:
-    core: Any = trio._core._run  # type: ignore[attr-defined]
+    core: Any = trio._core._run
     core._ALLOW_DETERMINISTIC_SCHEDULING, core._r = True, random.Random(0)
     try:
         return trio.run(main, **{**options, "clock": trio.testing.MockClock(autojump_threshold=0)})

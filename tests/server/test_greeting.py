@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import trio
 import trio.testing
@@ -90,14 +89,15 @@ async def test_rooms_of_hello_are_answered_in_order(open_house: Opener) -> None:
     house = await open_house(rooms_per_connection=3)
     node = house.visitor()
     await node.handshake()
-    rooms = ("a", "@bad", "b", f"@{IDENTITY.public_key.hex()}/private", f"@{node.key.hex()}/own", "one too many", "a")
+    private, own = f"@{IDENTITY.public_key.hex()}/private", f"@{node.key.hex()}/own"
+    rooms = ("a", "@bad", "b", private, own, "one too many", "a")
     await node.send(Hello(REVISION, INCARNATION, 1, {}, tuple(map(RoomIntent, rooms))))
     await node.expect(Welcome)
     await node.expect(Joined, room="a", version=1, member_count=1, message_count=0)
     await node.expect(Left, room="@bad", code=ErrorCode.BAD_ROOM)
     await node.expect(Joined, room="b")
-    await node.expect(Left, room=rooms[3], code=ErrorCode.CAPABILITY_REQUIRED)
-    await node.expect(Joined, room=rooms[4])
+    await node.expect(Left, room=private, code=ErrorCode.CAPABILITY_REQUIRED)
+    await node.expect(Joined, room=own)
     await node.expect(Left, room="one too many", code=ErrorCode.TOO_MANY_ROOMS)
     await node.expect(Joined, room="a", version=1)
 
@@ -124,7 +124,7 @@ async def test_the_connection_limit(open_house: Opener) -> None:
     await (await house.node()).flush()
 
 
-# ---- deadlines -----------------------------------------------------------------------------------------
+# ---- deadlines ---------------------------------------------------------------------------------------
 
 
 async def test_a_silent_connection_is_closed(open_house: Opener) -> None:
@@ -168,7 +168,7 @@ async def test_deadlines_longer_than_the_silence_that_is_allowed(open_house: Ope
     assert trio.current_time() - began == pytest.approx(100)
 
 
-# ---- not let in --------------------------------------------------------------------------------------------
+# ---- not let in --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ async def test_no_room_for_act_2(open_house: Opener) -> None:
     assert not house.relay.events
 
 
-# ---- the same key twice ----------------------------------------------------------------------------------------
+# ---- the same key twice ------------------------------------------------------------------------------
 
 
 async def test_a_newer_connection_of_the_process_takes_over(open_house: Opener) -> None:

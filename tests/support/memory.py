@@ -142,9 +142,7 @@ class MemoryTransport:
             raise OSError(errno.EBADF, "closed")
 
 
-def memory_pair(
-    capacity_bytes: int = 1 << 16, *, peer: str = "memory"
-) -> tuple[MemoryTransport, MemoryTransport]:
+def memory_pair(capacity_bytes: int = 1 << 16, *, peer: str = "memory") -> tuple[MemoryTransport, MemoryTransport]:
     """Both ends of a new connection; each direction holds ``capacity_bytes``."""
     one, other = Pipe(capacity_bytes), Pipe(capacity_bytes)
     return MemoryTransport(one, other, peer), MemoryTransport(other, one, peer)

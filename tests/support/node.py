@@ -142,5 +142,5 @@ class Node:
                 await self.transport.wait_readable()
                 continue
             if size:
-                self.connection.receive(self._buffer[:size])
+                self.connection.receive(bytes(self._buffer[:size]))
             return size

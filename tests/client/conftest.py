@@ -1,0 +1,67 @@
+"""Every test of the client runs under trio and under asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pytest
+
+from awesomeconnect.client import ClientSettings, Node, connect
+from awesomeconnect.server import supervisor
+from tests.support.relay import ThreadedRelay
+from tests.support.scripted import ScriptedRelay
+
+#: No waiting between attempts.
+AT_ONCE: dict[str, Any] = {"backoff_s": 0.001, "first_cap_s": 0.01, "later_cap_s": 0.01}
+
+Connect = Callable[..., AbstractAsyncContextManager[Node]]
+
+
+@pytest.fixture(params=["trio", "asyncio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    backend: str = request.param
+    return backend
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_garbage_collector_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "collect_rarely", lambda: None)
+
+
+@pytest.fixture
+def relay() -> Iterator[ThreadedRelay]:
+    """A running relay."""
+    relay = ThreadedRelay(drain_s=0.05, presence_s=0.005)
+    relay.start()
+    yield relay
+    relay.kill()
+
+
+@pytest.fixture
+def enter(relay: ThreadedRelay) -> Connect:
+    """Connects to the running relay; reconnects without waiting."""
+
+    def enter(*rooms: str, **options: Any) -> AbstractAsyncContextManager[Node]:
+        options.setdefault("settings", ClientSettings(**AT_ONCE))
+        return connect(relay.address, rooms=rooms, **options)
+
+    return enter
+
+
+@pytest.fixture
+def script() -> ScriptedRelay:
+    """A relay that says what the test says."""
+    return ScriptedRelay()
+
+
+@pytest.fixture
+def play(script: ScriptedRelay) -> Connect:
+    """Connects to the scripted relay."""
+
+    def play(*rooms: str, settings: dict[str, Any] | None = None, **options: Any) -> Any:
+        every = ClientSettings(dial=script.dial, **{**AT_ONCE, **(settings or {})})
+        return connect(script.address, rooms=rooms, settings=every, **options)
+
+    return play
