@@ -11,6 +11,8 @@ from attrs import Attribute, field, frozen
 
 from awesomeconnect.shaping.egress import EgressLimits
 from awesomeconnect.wire.connection import DEFAULT_PAYLOAD_BYTES
+from awesomeconnect.wire.framing import FRAME_OVERHEAD_BYTES
+from awesomeconnect.wire.messages import ClassContract
 
 DEFAULT_PORT = 7420
 
@@ -30,6 +32,15 @@ def _at_least(least: float) -> Any:
 
 def _limit(default: float, least: float | None = None) -> Any:
     return field(default=default, validator=_positive if least is None else _at_least(least))
+
+
+def _contracts(_settings: object, _attribute: object, value: tuple[ClassContract, ...]) -> None:
+    classes = [contract.traffic_class for contract in value]
+    if len(set(classes)) < len(classes):
+        raise ValueError("a traffic class has two contracts; give each class one")
+    for contract in value:
+        if contract.cir_bytes_per_s <= 0 or contract.cbs_bytes <= 0:
+            raise ValueError(f"the contract of class {contract.traffic_class} needs a rate and a burst above 0")
 
 
 @frozen
@@ -69,8 +80,18 @@ class RelaySettings:
     pause_ms: int = _limit(1_000)
     #: Unsent control frames at which a connection is dropped: one that provokes answers and does not read them.
     control_bytes: int = _limit(1 << 20)
+    #: What a connection may send in a class; a class that is not named is not limited.
+    contracts: tuple[ClassContract, ...] = field(default=(), validator=_contracts)
+    #: What the messages of one connection may be multiplied to by rooms: about what one core can send. The burst is
+    #: one message of the greatest size to the largest room.
+    fan_out_bytes_per_s: int = _limit(1 << 30)
     #: Queues of one connection.
     egress: EgressLimits = field(factory=EgressLimits)
+
+    @property
+    def fan_out_burst_bytes(self) -> int:
+        """See ``fan_out_bytes_per_s``."""
+        return (self.payload_bytes + FRAME_OVERHEAD_BYTES) * self.room_members
 
     def __attrs_post_init__(self) -> None:
         if self.drop_s < 2 * self.keepalive_s:

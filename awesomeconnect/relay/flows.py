@@ -10,14 +10,17 @@ touched, so that the server can flush them at the end of the turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from attrs import define
 
 from awesomeconnect.errors import ErrorCode
 from awesomeconnect.relay.admission import judge_room
+from awesomeconnect.relay.ingress import Gate, Ingress
 from awesomeconnect.relay.rooms import Peer, Registry, Room
+from awesomeconnect.shaping.ats import Discard, Scheduler
 from awesomeconnect.shaping.egress import Egress
 from awesomeconnect.wire.framing import FRAGMENT_ABOVE_BYTES, LENGTH_BYTES, FrameReader
 from awesomeconnect.wire.messages import (
@@ -25,6 +28,7 @@ from awesomeconnect.wire.messages import (
     Mode,
     Publish,
     Send,
+    anycast_prefix,
     deliver_prefix,
     payload_head,
     publish_prefix,
@@ -53,9 +57,11 @@ class Stream:
         parts: frames gathered in this chunk, as DELIVER frames; each part is whole frames and fits a record.
         frames: how many.
         received_bytes: how long they were as received, with their length prefixes.
+        refused_until_ns: after a refusal for its rate the stream is closed until then, so that a retry does not
+            reorder it.
     """
 
-    __slots__ = ("frames", "parts", "received_bytes", "target", "traffic_class")
+    __slots__ = ("frames", "parts", "received_bytes", "refused_until_ns", "target", "traffic_class")
 
     def __init__(self, target: Room | Peer, traffic_class: int) -> None:
         self.target = target
@@ -63,10 +69,11 @@ class Stream:
         self.parts: list[bytes] = []
         self.frames = 0
         self.received_bytes = 0
+        self.refused_until_ns = 0
 
 
-#: (first ordinal, count, code): messages of this connection that are refused.
-Refusal = Callable[[int, int, ErrorCode], None]
+#: (first ordinal, count, code, retry after in ms): messages of this connection that are refused.
+Refusal = Callable[[int, int, ErrorCode, int], None]
 #: (first ordinal, count): messages that were accepted for one receiver, which disconnected first.
 Gone = Callable[[int, int], None]
 #: (queue, class, whom to tell, first ordinal, count)
@@ -88,6 +95,8 @@ class Router:
         unicasts: ``(queue, class, whom to tell, first ordinal, count)`` of what went to a single receiver; whoever
             flushes empties it, and remembers those that are still queued.
         gone: called with the first ordinal and the count when a receiver disconnects before its turn.
+        ingress: what this connection may send.
+        fan_out: bounds what its messages are multiplied to, in bytes; None where one receiver is all there is.
         refuse: called for refused messages.
         congested: called when a receiver's queue is above its high-water mark.
     """
@@ -95,15 +104,18 @@ class Router:
     __slots__ = (
         "_congested",
         "_egress",
+        "_fan_out",
         "_gone",
         "_key",
         "_reader",
         "_refuse",
         "_registry",
+        "_retry_after_ms",
         "_streams",
         "_touched",
         "_traffic",
         "_unicasts",
+        "ingress",
     )
 
     def __init__(
@@ -116,6 +128,8 @@ class Router:
         touched: dict[Any, None],
         unicasts: list[Unicast],
         gone: Gone,
+        ingress: Ingress,
+        fan_out: Scheduler | None,
         refuse: Refusal,
         congested: Congestion,
     ) -> None:
@@ -127,40 +141,57 @@ class Router:
         self._touched = touched
         self._unicasts = unicasts
         self._gone = gone
+        self.ingress = ingress
+        self._fan_out = fan_out
+        self._retry_after_ms = 0  # with the last code of rate_exceeded
         self._refuse = refuse
         self._congested = congested
         self._streams: dict[tuple[Room | Peer, int], Stream] = {}
 
-    def route_gathered(self) -> int:
+    def route_gathered(self, now_ns: int) -> int:
         """Route the streams that the reader has gathered.
 
         Returns:
             Work done, in deliveries.
         """
-        reader = self._reader
+        reader, gates = self._reader, self.ingress.gates
         streams, runs = reader.touched, reader.runs
         reader.touched, reader.runs = [], []
         work = 0
-        codes: dict[Stream, ErrorCode] = {}  # of the streams whose runs have to be named
+        codes: dict[Stream, tuple[ErrorCode, int]] = {}  # of the streams whose runs have to be named
+        singly: dict[Stream, Iterator[bytes]] = {}  # those of which not everything passes at once
         for stream in streams:
-            code, deliveries = self._route(stream)
+            gate = gates.get(stream.traffic_class) if gates else None
+            if gate is not None and (
+                now_ns < stream.refused_until_ns or not gate.passes(now_ns, stream.received_bytes)
+            ):
+                singly[stream] = iter(stream.parts)
+                continue
+            code, deliveries = self._route(stream, now_ns)
             work += deliveries
             if code:
                 self._traffic.rejected_messages += stream.frames
             if code or type(stream.target) is Peer:
-                codes[stream] = code
+                codes[stream] = code, self._retry_after_ms if code is ErrorCode.RATE_EXCEEDED else 0
+        if codes or singly:
+            for stream, first, count, size in runs:
+                if stream in singly:
+                    work += self._one_by_one(stream, next(singly[stream]), first, count, size, now_ns)
+                elif stream in codes:
+                    self._conclude(stream, first, count, *codes[stream])
+        for stream in streams:
             stream.parts = []
             stream.frames = stream.received_bytes = 0
-        if codes:
-            for stream, first, count in runs:
-                verdict = codes.get(stream)
-                if verdict:
-                    self._refuse(first, count, verdict)
-                elif verdict is not None:
-                    self._unicasts.append((stream.target.egress, stream.traffic_class, self._gone, first, count))
         return work
 
-    def publish(self, message: Publish, ordinal: int) -> int:
+    def _conclude(self, stream: Stream, first: int, count: int, code: ErrorCode, retry_after_ms: int) -> None:
+        """Refuse a run, or remember who sent it to its one receiver."""
+        if code:
+            self._refuse(first, count, code, retry_after_ms)
+        elif isinstance(stream.target, Peer):
+            self._unicasts.append((stream.target.egress, stream.traffic_class, self._gone, first, count))
+
+    def publish(self, message: Publish, ordinal: int, now_ns: int) -> int:
         """Route a flow's first message, or a large one; later frames of the flow are gathered.
 
         Returns:
@@ -172,11 +203,13 @@ class Router:
         return self._first(
             message,
             self._registry.room(message.room),
+            publish_prefix(message.room, message.traffic_class, message.content),
             deliver_prefix(Mode.BROADCAST, self._key, message.room, message.traffic_class, message.content),
             ordinal,
+            now_ns,
         )
 
-    def send(self, message: Send, ordinal: int) -> int:
+    def send(self, message: Send, ordinal: int, now_ns: int) -> int:
         """Route a flow's first unicast message, or a large one.
 
         Returns:
@@ -185,11 +218,13 @@ class Router:
         return self._first(
             message,
             self._registry.peer(message.peer),
+            send_prefix(message.peer, message.traffic_class, message.content),
             deliver_prefix(Mode.UNICAST, self._key, None, message.traffic_class, message.content),
             ordinal,
+            now_ns,
         )
 
-    def anycast(self, message: Anycast, ordinal: int) -> int:
+    def anycast(self, message: Anycast, ordinal: int, now_ns: int) -> int:
         """Route an anycast message to the member with the fewest bytes queued, round robin among equals.
 
         Returns:
@@ -200,66 +235,121 @@ class Router:
         code = judge_room(self._key, message.room)
         if code:
             return self._refused(ordinal, code)
-        room = self._registry.find_room(message.room)
-        candidates = [] if room is None else room.anycast_order(self._egress)
-        if room is None or not candidates:
-            return self._refused(ordinal, ErrorCode.NO_MEMBERS)
-        frame = _deliver_frame(
-            deliver_prefix(Mode.ANYCAST, self._key, message.room, message.traffic_class, message.content),
-            message.payload,
+        gate = self.ingress.gates.get(message.traffic_class)
+        if gate is None:
+            self._forward_to_any(message, ordinal, now_ns)
+            return 1
+        prefix = anycast_prefix(message.room, message.traffic_class, message.content)
+        # Each member is a destination of its own, so there is no order to keep by closing one.
+        discard = gate.admit(
+            now_ns, _frame_bytes(prefix, message.payload), ordinal, partial(self._forward_to_any, message, ordinal)
         )
-        for chosen in candidates:
-            if chosen.push(message.traffic_class, frame):
-                break
-        else:
-            self._congested(room, message.traffic_class, candidates[0])
-            return self._refused(ordinal, ErrorCode.RECEIVER_CONGESTED)
-        if chosen.queued[message.traffic_class] > chosen.limits.high_water_bytes:
-            self._congested(room, message.traffic_class, chosen)
-        room.messages += 1
-        self._touched[chosen] = None
-        self._unicasts.append((chosen, message.traffic_class, self._gone, ordinal, 1))
-        self._count(1, len(frame), 1)
-        return 1
+        return 1 if discard is None else self._discarded(ordinal, discard)
+
+    def release(self, now_ns: int) -> int | None:
+        """Route what was held and has become eligible; when to call again, None when nothing is held."""
+        return self.ingress.release(now_ns)
 
     def forget(self) -> None:
         """Drop cached routes: what they were admitted under has changed, or the connection is idle."""
         self._reader.forget()
         self._streams.clear()
 
-    def _first(self, message: Publish | Send, target: Room | Peer, out_prefix: bytes, ordinal: int) -> int:
+    def _first(
+        self,
+        message: Publish | Send,
+        target: Room | Peer,
+        prefix: bytes,
+        out_prefix: bytes,
+        ordinal: int,
+        now_ns: int,
+    ) -> int:
         if len(message.payload) > self._reader.payload_limit:
             return self._refused(ordinal, ErrorCode.PAYLOAD_TOO_LARGE)
         stream = self._streams.get((target, message.traffic_class))
         if stream is None:
             stream = Stream(target, message.traffic_class)
-        stream.parts = [_deliver_frame(out_prefix, message.payload)]
-        stream.frames = 1
-        code, work = self._route(stream)
-        stream.parts = []
-        stream.frames = 0
-        if code:
-            return self._refused(ordinal, code)
-        if type(target) is Peer:
-            self._unicasts.append((target.egress, message.traffic_class, self._gone, ordinal, 1))
-        if len(message.payload) <= FRAGMENT_ABOVE_BYTES:
-            self._bind(message, stream, out_prefix)
+        size = _frame_bytes(prefix, message.payload)
+        frame = _deliver_frame(out_prefix, message.payload)
+        gate = self.ingress.gates.get(message.traffic_class)
+        if gate is not None:
+            self._admit(gate, stream, frame, size, ordinal, now_ns)
+            work, code = 1, ErrorCode.OK
+        else:
+            code, work = self._forward(stream, frame, ordinal, now_ns)
+        if not code and len(message.payload) <= FRAGMENT_ABOVE_BYTES:
+            self._bind(stream, prefix, out_prefix)
         return work
 
-    def _bind(self, message: Publish | Send, stream: Stream, out_prefix: bytes) -> None:
+    def _one_by_one(self, stream: Stream, part: bytes, first: int, count: int, size: int, now_ns: int) -> int:
+        """Judge each message of a run by itself; ``part`` is its frames, as they are passed on."""
+        gate = self.ingress.gates[stream.traffic_class]
+        out_size = len(part) // count
+        for index in range(count):
+            frame = part[index * out_size : (index + 1) * out_size]
+            self._admit(gate, stream, frame, size, first + index, now_ns)
+        return count * ONE_BY_ONE_COST
+
+    def _admit(self, gate: Gate, stream: Stream, frame: bytes, size: int, ordinal: int, now_ns: int) -> None:
+        if now_ns < stream.refused_until_ns:
+            self._discarded(ordinal, Discard(stream.refused_until_ns - now_ns))
+            return
+        discard = gate.admit(now_ns, size, ordinal, partial(self._forward, stream, frame, ordinal))
+        if discard is not None:
+            if discard.retry_after_ns is not None:
+                stream.refused_until_ns = now_ns + discard.retry_after_ns
+            self._discarded(ordinal, discard)
+
+    def _discarded(self, ordinal: int, discard: Discard) -> int:
+        if discard.retry_after_ns is None:
+            return self._refused(ordinal, ErrorCode.PAYLOAD_TOO_LARGE)
+        return self._refused(ordinal, ErrorCode.RATE_EXCEEDED, discard.retry_after_ms)
+
+    def _forward(self, stream: Stream, frame: bytes, ordinal: int, now_ns: int) -> tuple[ErrorCode, int]:
+        """Route one message that is eligible."""
+        alone = Stream(stream.target, stream.traffic_class)
+        alone.parts = [frame]
+        alone.frames = 1
+        code, work = self._route(alone, now_ns)
+        self._traffic.rejected_messages += bool(code)
+        self._conclude(stream, ordinal, 1, code, self._retry_after_ms if code is ErrorCode.RATE_EXCEEDED else 0)
+        return code, work
+
+    def _forward_to_any(self, message: Anycast, ordinal: int, _now_ns: int) -> None:
+        room = self._registry.find_room(message.room)
+        candidates = [] if room is None else room.anycast_order(self._egress)
+        if room is None or not candidates:
+            self._refused(ordinal, ErrorCode.NO_MEMBERS)
+            return
+        traffic_class = message.traffic_class
+        frame = _deliver_frame(
+            deliver_prefix(Mode.ANYCAST, self._key, message.room, traffic_class, message.content),
+            message.payload,
+        )
+        for chosen in candidates:
+            if chosen.push(traffic_class, frame):
+                break
+        else:
+            self._congested(room, traffic_class, candidates[0])
+            self._refused(ordinal, ErrorCode.RECEIVER_CONGESTED)
+            return
+        if chosen.queued[traffic_class] > chosen.limits.high_water_bytes:
+            self._congested(room, traffic_class, chosen)
+        room.messages += 1
+        self._touched[chosen] = None
+        self._unicasts.append((chosen, traffic_class, self._gone, ordinal, 1))
+        self._count(1, len(frame), 1)
+
+    def _bind(self, stream: Stream, prefix: bytes, out_prefix: bytes) -> None:
         if len(self._streams) >= MAX_STREAMS:
             self.forget()
         self._streams[stream.target, stream.traffic_class] = stream
-        if isinstance(message, Publish):
-            prefix = publish_prefix(message.room, message.traffic_class, message.content)
-        else:
-            prefix = send_prefix(message.peer, message.traffic_class, message.content)
         self._reader.bind(prefix, stream, out_prefix)
 
-    def _route(self, stream: Stream) -> tuple[ErrorCode, int]:
+    def _route(self, stream: Stream, now_ns: int) -> tuple[ErrorCode, int]:
         target = stream.target
         if isinstance(target, Room):
-            return self._route_to_room(target, stream)
+            return self._route_to_room(target, stream, now_ns)
         egress = target.egress
         if egress is None:
             return ErrorCode.NO_SUCH_PEER, 1
@@ -277,7 +367,7 @@ class Router:
         self._count(stream.frames, sum(map(len, blobs)), 1)
         return ErrorCode.OK, stream.frames
 
-    def _route_to_room(self, room: Room, stream: Stream) -> tuple[ErrorCode, int]:
+    def _route_to_room(self, room: Room, stream: Stream, now_ns: int) -> tuple[ErrorCode, int]:
         members = room.members
         own = self._egress
         receivers = len(members) - (own in members)
@@ -286,6 +376,12 @@ class Router:
         traffic_class, touched = stream.traffic_class, self._touched
         frames = stream.frames
         blobs = _blobs(stream.parts)
+        size = sum(map(len, blobs))
+        if receivers > 1 and self._fan_out is not None:
+            verdict = self._fan_out.process(now_ns, size * receivers)
+            if isinstance(verdict, Discard):
+                self._retry_after_ms = verdict.retry_after_ms
+                return ErrorCode.RATE_EXCEEDED, 1
         for egress in members:
             if egress is own:
                 continue
@@ -300,7 +396,7 @@ class Router:
                 self._congested(room, traffic_class, egress)
             touched[egress] = None
         room.messages += frames
-        self._count(frames, sum(map(len, blobs)), receivers)
+        self._count(frames, size, receivers)
         return ErrorCode.OK, frames * receivers
 
     def _count(self, frames: int, size: int, receivers: int) -> None:
@@ -310,14 +406,21 @@ class Router:
         traffic.delivered_messages += frames * receivers
         traffic.delivered_bytes += size * receivers
 
-    def _refused(self, ordinal: int, code: ErrorCode) -> int:
+    def _refused(self, ordinal: int, code: ErrorCode, retry_after_ms: int = 0) -> int:
         self._traffic.rejected_messages += 1
-        self._refuse(ordinal, 1, code)
+        self._refuse(ordinal, 1, code, retry_after_ms)
         return 1
 
 
+#: Judging a message by itself costs as much as this many deliveries.
+ONE_BY_ONE_COST = 4
 #: Destinations with a cached route a connection; as many as known heads.
 MAX_STREAMS = 512
+
+
+def _frame_bytes(prefix: bytes, payload: bytes) -> int:
+    """Length of a frame as it was received, or would have been in one piece, with its length prefix."""
+    return LENGTH_BYTES + len(prefix) + len(payload_head(len(payload))) + len(payload)
 
 
 def _deliver_frame(prefix: bytes, payload: bytes) -> bytes:

@@ -9,6 +9,7 @@ takes its next turn in line, and a long turn lets others run. Whatever goes wron
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,11 @@ from awesomeconnect.errors import ErrorCode, HandshakeError, RemoteProtocolError
 from awesomeconnect.identity import short_key
 from awesomeconnect.relay.admission import judge_room
 from awesomeconnect.relay.flows import Router
+from awesomeconnect.relay.ingress import Ingress
 from awesomeconnect.relay.rooms import Peer, Place, Room
 from awesomeconnect.server.shaper import Outlet
 from awesomeconnect.server.transport import Transport
+from awesomeconnect.shaping.ats import NS_PER_S, Scheduler, SchedulerGroup
 from awesomeconnect.shaping.egress import CONTROL
 from awesomeconnect.wire.connection import RelayConnection
 from awesomeconnect.wire.messages import (
@@ -101,6 +104,8 @@ class Session:
         "_paused",
         "_pauses",
         "_peer",
+        "_pongs",
+        "_releasing",
         "_router",
         "_stalled",
         "_transport",
@@ -129,6 +134,9 @@ class Session:
         self.close_by: float | None = None
         self._peer: Peer | None = None  # holding the slot keeps it alive
         self._router: Router | None = None
+        self._releasing = False  # a task waits for what the router holds
+        # Answers to flush PINGs that wait for the verdict on a held message: (ordinal before the PING, token).
+        self._pongs: deque[tuple[int, bytes]] | None = None
         self._paused: dict[tuple[Any, int], float] | None = None  # (target, class) -> when PAUSE may be repeated
         self._pauses: dict[int, float] | None = None  # classes that the client has paused for a time -> until when
         self._stalled = (0, 0)  # (bytes sent, tick) when the sweeper last saw progress
@@ -228,7 +236,8 @@ class Session:
         elif idle_s and not (tick - self.heard) % self._house.keepalive_ticks and self._is_open():
             if self._router is not None:
                 self._router.forget()  # an idle connection stays small
-                self._router = None
+                if not self._router.ingress.gates:
+                    self._router = None
             self.tell(Ping(PingKind.KEEPALIVE))
             self.outlet.flush()
 
@@ -311,7 +320,7 @@ class Session:
         peer.node = self
         peer.egress = self.outlet
         self._peer = peer
-        self.tell(Welcome(REVISION, house.epoch, house.limits))
+        self.tell(Welcome(REVISION, house.epoch, house.limits, house.settings.contracts))
         for intent in hello.rooms:
             self._on_join(Join(intent.room, intent.flags, intent.capability))
         log.debug("%s: connected", self)
@@ -364,7 +373,7 @@ class Session:
                 finally:  # what came before a malformed frame is routed
                     if connection.reader.touched:
                         assert self._router is not None  # flows are bound by it
-                        work += self._router.route_gathered()
+                        work += self._router.route_gathered(house.now_ns())
                 if message is None:
                     break
                 handler = _HANDLERS.get(type(message))
@@ -382,6 +391,9 @@ class Session:
         finally:
             if house.touched:
                 house.settle()
+            if self._router is not None and not self._releasing and self._router.ingress.next_ns is not None:
+                self._releasing = True
+                house.start_shaper(self._release)
         return house.traffic.delivered_bytes - routed_before
 
     async def _finish(self) -> None:
@@ -434,6 +446,7 @@ class Session:
     def _router_now(self) -> Router:
         if self._router is None:
             house = self._house
+            now_ns = house.now_ns()
             self._router = Router(
                 house.registry,
                 self.key,
@@ -443,22 +456,60 @@ class Session:
                 house.touched,
                 house.unicasts,
                 self._on_receiver_gone,
+                Ingress(house.settings.contracts, now_ns),
+                Scheduler(
+                    house.settings.fan_out_bytes_per_s,
+                    house.settings.fan_out_burst_bytes,
+                    SchedulerGroup(0),
+                    now_ns=now_ns,
+                ),
                 self._on_refused,
                 self._on_congested,
             )
         return self._router
 
     def _on_publish(self, message: Publish) -> int:
-        return self._router_now().publish(message, self._connection.reader.ordinal)
+        return self._router_now().publish(message, self._connection.reader.ordinal, self._house.now_ns())
 
     def _on_send(self, message: Send) -> int:
-        return self._router_now().send(message, self._connection.reader.ordinal)
+        return self._router_now().send(message, self._connection.reader.ordinal, self._house.now_ns())
 
     def _on_anycast(self, message: Anycast) -> int:
-        return self._router_now().anycast(message, self._connection.reader.ordinal)
+        return self._router_now().anycast(message, self._connection.reader.ordinal, self._house.now_ns())
 
-    def _on_refused(self, first: int, count: int, code: ErrorCode) -> None:
-        self.tell(Reject(first, count, code))
+    def _on_refused(self, first: int, count: int, code: ErrorCode, retry_after_ms: int) -> None:
+        self.tell(Reject(first, count, code, retry_after_ms))
+
+    def change_contracts(self) -> None:
+        """Apply the relay's contracts, which have changed, and tell the client."""
+        if self._connection.local_state is not State.OPEN:
+            return
+        contracts, now_ns = self._house.settings.contracts, self._house.now_ns()
+        self.tell(Contract(None, ErrorCode.OK, contracts))
+        if self._router is not None:
+            for forward in self._router.ingress.change(contracts, now_ns):
+                forward(now_ns)
+            self._answer_flushes(self._router)
+        self._house.settle()
+
+    async def _release(self) -> None:
+        """A held group's task: forwards each message when it is eligible, also after the client has left."""
+        router = self._router
+        assert router is not None
+        try:
+            while (next_ns := router.release(self._house.now_ns())) is not None:
+                self._answer_flushes(router)
+                self._house.settle()
+                await trio.sleep_until(next_ns / NS_PER_S)
+            self._answer_flushes(router)
+            self._house.settle()
+        finally:
+            self._releasing = False
+
+    def _answer_flushes(self, router: Router) -> None:
+        held = router.ingress.oldest_held
+        while self._pongs and (held is None or held > self._pongs[0][0]):
+            self.tell(Pong(self._pongs.popleft()[1]))
 
     def _on_receiver_gone(self, first: int, count: int) -> None:
         """Messages that were accepted for a receiver are lost, because it disconnected first."""
@@ -538,8 +589,14 @@ class Session:
         self._house.touched[self.outlet] = None
 
     def _on_ping(self, message: Ping) -> None:
-        # Everything before it has had its verdict: refusals are in the queue that this joins.
-        self.tell(Pong(message.token))
+        held = None if self._router is None else self._router.ingress.oldest_held
+        if message.kind == PingKind.FLUSH and held is not None:
+            if self._pongs is None:
+                self._pongs = deque()
+            self._pongs.append((self._connection.reader.ordinal, message.token))
+        else:
+            # Everything before it has had its verdict: refusals are in the queue that this joins.
+            self.tell(Pong(message.token))
 
     def _on_stats(self, _message: Stats) -> None:
         outlet = self.outlet

@@ -16,10 +16,11 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import trio
+from attrs import evolve
 
 from awesomeconnect.config import RelaySettings
 from awesomeconnect.errors import ErrorCode
@@ -29,8 +30,9 @@ from awesomeconnect.relay.rooms import Registry, Room
 from awesomeconnect.server.session import Session
 from awesomeconnect.server.shaper import Outlet
 from awesomeconnect.server.transport import SocketTransport, Transport
+from awesomeconnect.shaping.ats import NS_PER_S
 from awesomeconnect.wire.framing import FRAME_OVERHEAD_BYTES
-from awesomeconnect.wire.messages import Goaway, Presence, class_of, encode_frame
+from awesomeconnect.wire.messages import ClassContract, Goaway, Presence, class_of, encode_frame
 
 log = logging.getLogger("awesomeconnect.server")
 
@@ -174,6 +176,20 @@ class Relay:
     def goaway(self, code: ErrorCode) -> Goaway:
         """Asks a client to leave within the drain window."""
         return Goaway(code, round(self.settings.drain_s * 1000), round(self.settings.spread_s * 1000))
+
+    def now_ns(self) -> int:
+        """The clock of all shaping, in integer nanoseconds."""
+        return int(trio.current_time() * NS_PER_S)
+
+    def set_contracts(self, contracts: Sequence[ClassContract]) -> None:
+        """Replace what each connection may send, and tell the clients. What is held keeps its time.
+
+        Raises:
+            ValueError: two contracts for a class, or a rate or burst of 0; nothing has changed.
+        """
+        self.settings = evolve(self.settings, contracts=tuple(contracts))
+        for session in list(self.sessions):
+            session.change_contracts()
 
     def connect(self, transport: Transport) -> None:
         """Take a new connection: from a listener, or from a simulated network."""
