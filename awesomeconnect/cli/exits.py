@@ -87,7 +87,8 @@ def one_line(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return safe("; ".join(filter(None, text.splitlines())) or type(error).__name__, _LINE_CHARACTERS)
+    line = "; ".join(line.strip() for line in text.splitlines()).replace(":; ", ": ")
+    return safe(line or type(error).__name__, _LINE_CHARACTERS)
 
 
 def leaves(error: BaseException) -> Iterator[Any]:

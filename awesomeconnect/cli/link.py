@@ -67,12 +67,14 @@ class Notices:
         lost: messages that were lost on the way to this node.
         refused: messages of this node that the relay refused; flushing raises why.
         was_interrupted: the connection broke; what was sent to this node until it was back is missing.
+        on_lost: called after `lost` has grown.
     """
 
     def __init__(self) -> None:
         self.lost = 0
         self.refused = 0
         self.was_interrupted = False
+        self.on_lost: Callable[[], None] = lambda: None
 
     async def follow(self, node: Node) -> None:
         """Tell and note events until cancelled."""
@@ -90,7 +92,9 @@ class Notices:
                     self.lost += event.count
                     where = f" in {safe(event.room)}" if event.room else ""
                     size = f"{event.count} messages ({event.lost_bytes:,} bytes)"
-                    tell(f"Warning: lost {size}{where}: {code_label(event.code)}")
+                    why = "this command was too slow" if event.local else code_label(event.code)
+                    tell(f"Warning: lost {size}{where}: {why}")
+                    self.on_lost()
                 case Refusal():
                     self.refused += len(event.ordinals)
                 case GoingAway():

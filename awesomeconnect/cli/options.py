@@ -72,7 +72,9 @@ class_option = click.option(
     help="How urgent: urgent, interactive, data, bulk, or a number from 0 to 6.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-count_option = click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
+count_option = click.option(
+    "--count", type=click.IntRange(min=1), metavar="N", help="End after N messages, lost ones included."
+)
 wait_option = click.option(
     "--wait",
     "wait_s",

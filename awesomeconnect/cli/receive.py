@@ -43,6 +43,8 @@ def sub(
 ) -> None:
     """Join each ROOM and write the messages sent to it to standard output, byte for byte.
 
+    Messages to this node alone are left out: `recv` takes those.
+
     Prints "joined ROOM on ADDRESS" to stderr once messages are received. With --json each line has room,
     sender, class, mode, size, and the message as payload (valid UTF-8) or payload_base64; that is also the
     form to read messages of strangers in on a terminal.
@@ -54,7 +56,11 @@ def sub(
       awesomeconnect sub alerts news --json | jq .payload
       awesomeconnect sub greetings --count 1 --wait 10
     """
-    run(partial(_receive, link, rooms, (_BROADCAST, _ANYCAST), count, wait_s, _form(as_json, lines)))
+    run(
+        partial(
+            _receive, link, list(dict.fromkeys(rooms)), (_BROADCAST, _ANYCAST), count, wait_s, _form(as_json, lines)
+        )
+    )
 
 
 @click.command()
@@ -77,7 +83,11 @@ def recv(
       awesomeconnect recv --key alice.key --count 1 > photo.jpg
       awesomeconnect recv jobs --lines
     """
-    run(partial(_receive, link, rooms, (_UNICAST, _ANYCAST), count, wait_s, _form(as_json, lines)))
+    run(
+        partial(
+            _receive, link, list(dict.fromkeys(rooms)), (_UNICAST, _ANYCAST), count, wait_s, _form(as_json, lines)
+        )
+    )
 
 
 def _form(as_json: bool, lines: bool) -> Callable[[Message], bytes]:
@@ -115,24 +125,29 @@ async def _receive(
     from awesomeconnect.cli.streams import Sink
 
     sink = Sink()
+    received = 0
     async with link.open(rooms) as (node, notices):
         if _UNICAST in modes:
             tell(f"listening as {node.key.hex()} on {node.relay}")
         for room in rooms:
             tell(f"joined {safe(room)} on {node.relay}")
-        received = 0
-        messages = aiter(node)
-        try:
-            while received != count:
-                with anyio.fail_after(wait_s):
-                    message = await anext(messages)
+        with anyio.CancelScope() as taking:
+
+            def is_enough() -> bool:
+                """Lost messages count, or the command would wait for them for ever."""
+                return count is not None and received + notices.lost >= count
+
+            notices.on_lost = lambda: taking.cancel() if is_enough() else None
+            while not is_enough():
+                with anyio.move_on_after(wait_s) as waiting:
+                    message = await anext(node, None)
+                if waiting.cancelled_caught:
+                    break
+                if message is None:
+                    raise Failure("the relay ended the connection", ExitCode.NO_CONNECTION)
                 if message.mode in modes:
-                    received += 1
                     await sink.write(form(message))
-        except TimeoutError:
-            pass
-        except StopAsyncIteration:
-            raise Failure("the relay ended the connection", ExitCode.NO_CONNECTION) from None
+                    received += 1
     if problem := notices.problem():
         raise Failure(problem, ExitCode.LOST)
     if received < (count or 1):

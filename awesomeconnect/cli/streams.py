@@ -6,11 +6,13 @@ the interpreter ends.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import stat
 import sys
 from collections.abc import AsyncIterator
+from typing import TextIO
 
 from anyio.to_thread import run_sync
 
@@ -25,7 +27,7 @@ class Source:
     """
 
     def __init__(self, path: str) -> None:
-        self._file = sys.stdin.fileno() if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._file = _descriptor(sys.stdin) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         status = os.fstat(self._file)
         self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
 
@@ -69,7 +71,7 @@ class Sink:
     """Stdout, byte for byte. Whoever reads it slowly slows the reader of messages, not the event loop."""
 
     def __init__(self) -> None:
-        self._file = sys.stdout.fileno()
+        self._file = _descriptor(sys.stdout)
         self._is_file = stat.S_ISREG(os.fstat(self._file).st_mode)
         self._poll = select.poll()
         self._poll.register(self._file, select.POLLOUT)
@@ -85,6 +87,12 @@ class Sink:
             _write_all(self._file, data)
         else:
             await run_sync(_write_all, self._file, data, abandon_on_cancel=True)
+
+
+def _descriptor(stream: TextIO | None) -> int:
+    if stream is None:  # the program was started with it closed
+        raise OSError(errno.EBADF, "standard input or output is closed; redirect it from or to /dev/null")
+    return stream.fileno()
 
 
 def _read_block(file: int, size: int) -> bytes:

@@ -20,6 +20,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+from anyio import TASK_STATUS_IGNORED
+from anyio.abc import TaskStatus
 from attrs import frozen
 
 from awesomeconnect.client.dialler import Dialler
@@ -584,12 +586,14 @@ class Node:
     def _report(self, event: Event) -> None:
         self._events.add(event)
 
-    async def _live(self, link: Link) -> None:
+    async def _live(self, link: Link, *, task_status: TaskStatus[None]) -> None:
         """Serve one connection after the other until the node ends. Never raises."""
         error: Exception = ConnectionEnded("the node is closed")
         try:
             while not self._closing:
                 self._up(link)
+                task_status.started()
+                task_status = TASK_STATUS_IGNORED
                 try:
                     error = await link.run()
                 finally:
@@ -827,7 +831,7 @@ async def connect(
             joins = node._rooms.announce(rooms)
             link = await node._dialler.dial(timeout_s)
             try:
-                tasks.start_soon(node._live, link)
+                await tasks.start(node._live, link)
                 await _all(joins, timeout_s)
                 try:
                     yield node

@@ -81,7 +81,7 @@ class Requests:
         for request in self._waiting.values():
             receipt = request.receipt
             if receipt is not None and receipt.ordinal is not None:
-                text = "the connection broke before the answer to a request arrived; it may have been acted upon"
+                text = "the connection ended before the answer to a request arrived; it may have been acted upon"
                 request.answer.fail(OutcomeUnknown(text, range(receipt.ordinal, receipt.ordinal + 1)))
 
     def end(self, error: Exception) -> None:

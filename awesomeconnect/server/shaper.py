@@ -14,9 +14,10 @@ from typing import Any
 
 import trio
 
-from awesomeconnect.relay.flows import count_frames
 from awesomeconnect.server.transport import Transport
 from awesomeconnect.shaping.egress import CLASSES, CONTROL, Egress, EgressLimits
+from awesomeconnect.wire.framing import LENGTH_BYTES
+from awesomeconnect.wire.messages import Deliver
 from awesomeconnect.wire.records import MAX_PLAINTEXT, Sealer
 
 log = logging.getLogger("awesomeconnect.server")
@@ -135,7 +136,7 @@ class Outlet(Egress):
                 for mark, gone, first, count in messages:
                     if mark > self.departed[traffic_class]:
                         gone(first, count)
-        dropped = sum(map(count_frames, self.entries())) if self.ready & ~(1 << CONTROL) else 0
+        dropped = sum(map(_messages_in, self.entries())) if self.ready & ~(1 << CONTROL) else 0
         self.clear()
         return dropped
 
@@ -218,6 +219,15 @@ class Outlet(Egress):
                 sender.push_control(self.resumes.pop(key))
                 # Not `sender.flush()`: two queues that pause each other would call each other without end.
                 sender.flush_soon()
+
+
+def _messages_in(blob: bytes) -> int:
+    """The DELIVER frames in a queue entry: GAPs, listings and control frames are not counted."""
+    count = at = 0
+    while at < len(blob):
+        count += blob[at + LENGTH_BYTES + 1] == Deliver.KIND
+        at += LENGTH_BYTES + int.from_bytes(blob[at : at + LENGTH_BYTES], "big")
+    return count
 
 
 def _nothing() -> None:

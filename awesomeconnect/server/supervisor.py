@@ -117,6 +117,7 @@ class Relay:
         self._flusher = trio.lowlevel.ParkingLot()
         self._news: dict[Room, None] = {}
         self._news_came = trio.Event()
+        self._emptied = trio.Event()
         self._drained = trio.Event()
         self._draining = False
 
@@ -162,16 +163,18 @@ class Relay:
             if session.key:
                 session.tell(goaway)
                 session.outlet.flush()
-        with trio.move_on_after(self.settings.drain_s):
-            while self.sessions:
-                await trio.sleep(0.05)
+        await self._wait_until_empty(self.settings.drain_s)
         for session in list(self.sessions):
             if session.key:
                 session.end(ErrorCode.DRAINING, "the relay is shutting down")
-        with trio.move_on_after(self.settings.closing_s):
-            while self.sessions:
-                await trio.sleep(0.05)
+        await self._wait_until_empty(self.settings.closing_s)
         self._drained.set()
+
+    async def _wait_until_empty(self, most_s: float) -> None:
+        self._emptied = trio.Event()
+        if self.sessions:
+            with trio.move_on_after(most_s):
+                await self._emptied.wait()
 
     def goaway(self, code: ErrorCode) -> Goaway:
         """Asks a client to leave within the drain window."""
@@ -205,6 +208,8 @@ class Relay:
     def forget(self, session: Session) -> None:
         """A session has ended."""
         self.sessions.pop(session, None)
+        if not self.sessions:
+            self._emptied.set()
 
     def count(self, event: str, by: int = 1) -> None:
         """Count something that is worth a metric. Not for the fast path."""

@@ -215,7 +215,7 @@ class TestEndings:
 
     def test_losses_are_told(self, begin: Start, relay: str) -> None:
         """A reader that stands still, and a publisher that does not wait for it."""
-        sub = begin("sub", "flood", "--wait", "1")
+        sub = begin("sub", "flood", "--count", "60")
 
         async def flood() -> None:
             async with connect(relay) as node:

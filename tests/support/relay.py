@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -25,9 +24,7 @@ class ThreadedRelay:
         place: where it listens: ``host:port``, or a path.
     """
 
-    def __init__(
-        self, listen: str = "127.0.0.1:0", identity: Identity | None = None, **settings: Any
-    ) -> None:
+    def __init__(self, listen: str = "127.0.0.1:0", identity: Identity | None = None, **settings: Any) -> None:
         self.identity = identity or Identity.generate()
         self.place = listen
         self._settings = RelaySettings(**settings)
@@ -48,17 +45,13 @@ class ThreadedRelay:
     def kill(self) -> None:
         """End without a word to anybody."""
         if self._thread is not None:
-            self.call(self._scope.cancel)
+            self._token.run_sync_soon(self._scope.cancel)
             self._join()
 
     def drain(self) -> None:
-        """End as after SIGTERM."""
-        trio.from_thread.run(self._relay.drain, trio_token=self._token)
+        """End as after SIGTERM. Not for the thread of its clients, which must go on meanwhile."""
+        self._token.run_sync_soon(self._nursery.start_soon, self._relay.drain)
         self._join()
-
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function in the relay's thread."""
-        return trio.from_thread.run_sync(function, *args, trio_token=self._token)
 
     def _join(self) -> None:
         assert self._thread is not None
@@ -73,8 +66,8 @@ class ThreadedRelay:
         self.place = bound_address(listeners[0])
         try:
             with trio.CancelScope() as self._scope:
-                async with trio.open_nursery() as nursery:
-                    await nursery.start(self._relay.serve, listeners)
+                async with trio.open_nursery() as self._nursery:
+                    await self._nursery.start(self._relay.serve, listeners)
                     ready.set()
         finally:
             for listener in listeners:
