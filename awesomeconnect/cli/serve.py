@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,7 +87,7 @@ def raise_file_limit() -> int:
     """Every connection takes a file descriptor: use what the system allows; returns how many that is."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
 
 
 async def _serve(relay: Relay, listeners: list[socket.socket], announce: Callable[[], None]) -> None:
@@ -102,9 +103,12 @@ async def _serve(relay: Relay, listeners: list[socket.socket], announce: Callabl
 
 
 async def _obey(signals: AsyncIterator[int], relay: Relay, nursery: trio.Nursery) -> None:
-    name = signal.Signals(await anext(signals)).name
+    received = await anext(signals)
+    # A person at the keyboard wants an end; a service manager has time for the clients to leave by themselves.
+    window_s = 0 if received == signal.SIGINT else relay.settings.drain_s
+    name = signal.Signals(received).name
     log.info("%s: draining %d connections; a second signal ends at once", name, len(relay.sessions))
-    nursery.start_soon(relay.drain)
+    nursery.start_soon(relay.drain, window_s)
     name = signal.Signals(await anext(signals)).name
     log.warning("%s again: cutting %d connections", name, len(relay.sessions))
     nursery.cancel_scope.cancel()

@@ -93,7 +93,9 @@ class Dialler:
         self._backoff.broke(anyio.current_time())
         if is_final(error):
             self._addresses.remove(link.address)
-        self._spread_s = min(link.goaway.spread_ms / 1000, MOST_SPREAD_S) if link.goaway else 0.0
+        self._spread_s = 0.0
+        if link.goaway is not None and not self.has_choice:
+            self._spread_s = min(link.goaway.spread_ms / 1000, MOST_SPREAD_S)
 
     def wait_s(self, error: Exception) -> float:
         """How long to wait before the next `dial`, after this error; raises it when there must be none."""

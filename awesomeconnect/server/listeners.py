@@ -63,7 +63,9 @@ def bound_address(listener: socket.socket) -> str:
 
 
 def close_listener(listener: socket.socket) -> None:
-    """Stop listening; the path of a Unix socket goes with it."""
+    """Stop listening; the path of a Unix socket goes with it. Idempotent."""
+    if listener.fileno() < 0:
+        return
     path = listener.getsockname() if listener.family == socket.AF_UNIX else None
     listener.close()
     if path:

@@ -228,7 +228,7 @@ class Session:
             self.end(ErrorCode.SESSION_TOO_OLD)
         elif self._leave_by is None and (tick - self._entered) * self._house.tick_s >= settings.session_s:
             self._leave_by = now + settings.drain_s
-            self.tell(self._house.goaway(ErrorCode.SESSION_TOO_OLD))
+            self.tell(self._house.goaway(ErrorCode.SESSION_TOO_OLD, settings.drain_s))
             self.outlet.flush()
         if idle_s >= settings.drop_s:
             self._house.count("keepalive_timeouts")

@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -27,6 +27,7 @@ from awesomeconnect.errors import ErrorCode
 from awesomeconnect.identity import Identity
 from awesomeconnect.relay.flows import Traffic, Unicast
 from awesomeconnect.relay.rooms import Registry, Room
+from awesomeconnect.server.listeners import close_listener
 from awesomeconnect.server.session import Session
 from awesomeconnect.server.shaper import Outlet
 from awesomeconnect.server.transport import SocketTransport, Transport
@@ -123,14 +124,14 @@ class Relay:
 
     async def serve(
         self,
-        listeners: Iterable[socket.socket] = (),
+        listeners: Sequence[socket.socket] = (),
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve until cancelled, or until `drain` has finished.
 
         Args:
-            listeners: non-blocking listening sockets; they stay the caller's to close.
+            listeners: non-blocking listening sockets; closed when the relay stops accepting.
             task_status: started once connections are accepted.
         """
         trio.lowlevel.add_instrument(self._passes)
@@ -141,29 +142,38 @@ class Relay:
             shapers.start_soon(self._tell_news)
             async with trio.open_nursery() as sessions:
                 self._session_nursery = sessions
-                with self._accepting:
-                    async with trio.open_nursery() as accepting:
-                        for listener in listeners:
-                            accepting.start_soon(self._accept, listener)
-                        collect_rarely()
-                        task_status.started()
-                        await trio.sleep_forever()
+                try:
+                    with self._accepting:
+                        async with trio.open_nursery() as accepting:
+                            for listener in listeners:
+                                accepting.start_soon(self._accept, listener)
+                            collect_rarely()
+                            task_status.started()
+                            await trio.sleep_forever()
+                finally:
+                    for listener in listeners:
+                        close_listener(listener)  # late clients are refused, and try their next relay
                 await self._drained.wait()
                 sessions.cancel_scope.cancel()
             shapers.cancel_scope.cancel()
 
-    async def drain(self) -> None:
-        """Accept nothing more, ask the clients to leave, and close what is left after `drain_s`."""
+    async def drain(self, window_s: float | None = None) -> None:
+        """Accept nothing more, ask the clients to leave, and close what is left after the window.
+
+        Args:
+            window_s: by default the setting ``drain_s``; 0 closes all connections now, in good order.
+        """
         if self._draining:
             return
+        window_s = self.settings.drain_s if window_s is None else window_s
         self._draining = True
         self._accepting.cancel()
-        goaway = self.goaway(ErrorCode.DRAINING)
+        goaway = self.goaway(ErrorCode.DRAINING, window_s)
         for session in list(self.sessions):
             if session.key:
                 session.tell(goaway)
                 session.outlet.flush()
-        await self._wait_until_empty(self.settings.drain_s)
+        await self._wait_until_empty(window_s)
         for session in list(self.sessions):
             if session.key:
                 session.end(ErrorCode.DRAINING, "the relay is shutting down")
@@ -176,9 +186,9 @@ class Relay:
             with trio.move_on_after(most_s):
                 await self._emptied.wait()
 
-    def goaway(self, code: ErrorCode) -> Goaway:
-        """Asks a client to leave within the drain window."""
-        return Goaway(code, round(self.settings.drain_s * 1000), round(self.settings.spread_s * 1000))
+    def goaway(self, code: ErrorCode, window_s: float) -> Goaway:
+        """Asks a client to leave within a window."""
+        return Goaway(code, round(window_s * 1000), round(self.settings.spread_s * 1000))
 
     def now_ns(self) -> int:
         """The clock of all shaping, in integer nanoseconds."""

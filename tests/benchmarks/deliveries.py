@@ -179,9 +179,7 @@ def _table(workload: Workload, summary: Summary) -> str:
 )
 @click.option("--system", "wanted", multiple=True, type=click.Choice(list(SYSTEMS)), help="Default: all.")
 @click.option("--rounds", "count", default=5, show_default=True, type=click.IntRange(1))
-@click.option(
-    "--seconds", default=3.0, show_default=True, type=click.FloatRange(0.1, 15), help="Per measurement."
-)
+@click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(0.1, 15), help="Per measurement.")
 @click.option("--pack", type=click.IntRange(1), help="Messages per send, and per client record.")
 @click.option("--window", type=click.IntRange(1), help="Messages published and not yet received by all.")
 @click.option("--pin/--no-pin", default=False, show_default=True, help="Server and generator on a core each.")
@@ -215,9 +213,7 @@ def main(
             raise click.ClickException(str(problem)) from problem
         summary = summarise(results)
         click.echo(_table(workload, summary))
-        systems = {
-            system: {key: attrs.asdict(of) for key, of in row.items()} for system, row in summary.items()
-        }
+        systems = {system: {key: attrs.asdict(of) for key, of in row.items()} for system, row in summary.items()}
         workloads[name] = {**attrs.asdict(workload), "systems": systems}
     if json_file is not None:
         report = {

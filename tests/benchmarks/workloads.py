@@ -26,9 +26,7 @@ class Workload:
     @window.validator
     def _holds_a_batch(self, attribute: attrs.Attribute[int], window: int) -> None:
         if window < self.pack:
-            raise ValueError(
-                f"{self.name}: a window of {window} messages never lets {self.pack} at once leave"
-            )
+            raise ValueError(f"{self.name}: a window of {window} messages never lets {self.pack} at once leave")
 
     @property
     def deliveries_per_message(self) -> int:

@@ -33,7 +33,7 @@ def _leave_the_garbage_collector_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def relay() -> Iterator[ThreadedRelay]:
     """A running relay."""
-    relay = ThreadedRelay(drain_s=0.05, presence_s=0.005)
+    relay = ThreadedRelay(drain_s=0.05, spread_s=0.05, presence_s=0.005)
     relay.start()
     yield relay
     relay.kill()

@@ -148,6 +148,7 @@ class Listener:
         self.family = real.family
         self.fileno = real.fileno
         self.getsockname = real.getsockname
+        self.close = real.close
 
     def accept(self) -> tuple[Any, Any]:
         if self._troubles:

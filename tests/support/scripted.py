@@ -14,6 +14,7 @@ from awesomeconnect.client.waiting import Signal
 from awesomeconnect.identity import Identity, RelayAddress
 from awesomeconnect.wire.connection import RelayConnection
 from awesomeconnect.wire.messages import Close, Hello, Joined, Message, Ping, PingKind, Pong, Welcome
+from awesomeconnect.wire.states import State
 
 Kind = TypeVar("Kind", bound=Message)
 
@@ -146,7 +147,7 @@ class ScriptedRelay:
         """The end of the stream, without CLOSE."""
         self.transport.change(is_ended=True)
 
-    async def expect(self, kind: type[Kind], **fields: Any) -> Kind:
+    async def expect(self, kind: type[Kind], /, **fields: Any) -> Kind:
         """The next message of this kind, and with these fields, that was not expected before."""
         with anyio.fail_after(PATIENCE_S):
             while True:
@@ -177,7 +178,8 @@ class ScriptedRelay:
             if message.kind == PingKind.FLUSH:
                 return
         elif type(message) is Close:
-            self.say(Close())
+            if self.connection.local_state is not State.CLOSED:
+                self.say(Close())
             self.hang_up()
         self.heard.append(message)
         self.changed.notify()

@@ -480,16 +480,12 @@ class TestZeroKnowledge:
     """
 
     @staticmethod
-    def simulate(
-        verifier: Identity, prover_key: bytes, prover_image: bytes, *, verifier_is_relay: bool
-    ) -> Any:
+    def simulate(verifier: Identity, prover_key: bytes, prover_image: bytes, *, verifier_is_relay: bool) -> Any:
         """The three acts, made without the prover's private key."""
         client_e, relay_e = (KeyPair.from_private(key) for key in (CLIENT_EPHEMERAL, RELAY_EPHEMERAL))
         prover = (prover_key, prover_image)
         own = (verifier.public_key, verifier.x25519_public)
-        (client_key, client_image), (relay_key, relay_image) = (
-            (prover, own) if verifier_is_relay else (own, prover)
-        )
+        (client_key, client_image), (relay_key, relay_image) = (prover, own) if verifier_is_relay else (own, prover)
         symmetric = SymmetricState(PREFACE)
         symmetric.mix_hash(client_e.public)
         act1 = PREFACE + client_e.public + symmetric.encrypt_and_hash(b"")
@@ -497,9 +493,7 @@ class TestZeroKnowledge:
         symmetric.mix_hash(relay_e.public)
         symmetric.mix_key(diffie_hellman(client_e.private, relay_e.public))
         act2 = relay_e.public + symmetric.encrypt_and_hash(relay_image)
-        symmetric.mix_key(
-            diffie_hellman(client_e.private, relay_image)
-        )  # es, without the relay's private key
+        symmetric.mix_key(diffie_hellman(client_e.private, relay_image))  # es, without the relay's private key
         act2 += symmetric.encrypt_and_hash(relay_key)
 
         act3 = symmetric.encrypt_and_hash(client_image)

@@ -15,9 +15,7 @@ from awesomeconnect.wire.records import MAX_PLAINTEXT, OVERHEAD_BYTES, REKEY_INT
 
 KEY = bytes(range(32))
 
-plaintext_lists = st.lists(
-    st.binary(min_size=1, max_size=100) | st.integers(1, 2_000).map(bytes), max_size=12
-)
+plaintext_lists = st.lists(st.binary(min_size=1, max_size=100) | st.integers(1, 2_000).map(bytes), max_size=12)
 
 
 def seal_all(plaintexts: list[bytes]) -> list[bytes]:
