@@ -50,6 +50,8 @@ class Discard:
     @property
     def retry_after_ms(self) -> int:
         """What REJECT carries: rounded up, 0 when no wait helps."""
+        # SPEC shaping.md: A relay MUST name the retry_after of the scheduler in this REJECT, rounded up to a whole
+        #   millisecond.
         return -(-(self.retry_after_ns or 0) // NS_PER_MS)
 
 
@@ -107,6 +109,7 @@ class Scheduler:
         Returns:
             Its eligibility time, or a `Discard`, which changed nothing.
         """
+        # SPEC shaping.md: A relay MUST refuse a message that is longer than the cbs_bytes of its contract
         if size_bytes > self.cbs_bytes:
             return TOO_LARGE
         group = self.group
@@ -140,6 +143,8 @@ class Scheduler:
             Whether each was eligible on arrival, and is charged exactly as if it had been processed by itself.
             If not, nothing has changed, and each wants a `process` of its own.
         """
+        # SPEC shaping.md: A relay MAY decide about messages that arrived together in one step if the result is the
+        #   same.
         if not self._conforms(arrival_ns, total_bytes, longest_bytes):
             return False
         self._charge(arrival_ns, total_bytes)
@@ -157,6 +162,7 @@ class Scheduler:
         since_ns = max(now_ns, self.group.eligibility_ns)
         level = min(since_ns * self.cir_bytes_per_s - self._empty, self._capacity)
         self._set(cir_bytes_per_s, cbs_bytes)
+        # SPEC shaping.md: A relay MUST NOT let a change of a contract grant more than the new burst.
         self._empty = since_ns * self.cir_bytes_per_s - min(level, self._capacity)
 
     def _set(self, cir_bytes_per_s: int, cbs_bytes: int) -> None:
@@ -214,8 +220,12 @@ def process_all(schedulers: Iterable[Scheduler], arrival_ns: int, size_bytes: in
         residence_ns = scheduler.group.max_residence_ns
         if residence_ns is not None:
             late_ns = max(late_ns, eligible_ns - arrival_ns - residence_ns)
+    # SPEC shaping.md: A relay MUST NOT change any bucket or group when one of the two schedulers discards the
+    #   message.
     if late_ns:
         return Discard(late_ns)
+    # SPEC shaping.md: A relay MUST charge a message to the connection's bucket at the eligibility time that the
+    #   connection's scheduler gave it, not at the later one of the room's.
     for scheduler, start_ns in stages:
         scheduler._charge(start_ns, size_bytes)
     return eligible_ns
