@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from awesomeconnect.errors import ErrorCode
 from awesomeconnect.identity import Identity
 from awesomeconnect.relay.flows import MAX_STREAMS, Router, Traffic, count_frames
+from awesomeconnect.relay.ingress import Ingress
 from awesomeconnect.relay.rooms import Peer, Place, Registry, Room
 from awesomeconnect.shaping.egress import Egress, EgressLimits
 from awesomeconnect.wire.connection import ClientConnection, RelayConnection
@@ -103,7 +104,9 @@ class Sender:
             self.touched,
             self.unicasts,
             lambda first, count: self.gone.append((first, count)),
-            lambda first, count, code: self.refused.append(Verdict(first, count, code)),
+            Ingress((), 0),
+            None,
+            lambda first, count, code, _retry_after_ms: self.refused.append(Verdict(first, count, code)),
             lambda target, traffic_class, egress: self.congested.append((target, traffic_class, egress)),
         )
 
@@ -121,10 +124,10 @@ class Sender:
         while True:
             message = self.relay.next_message()
             if self.relay.reader.touched:
-                self.router.route_gathered()
+                self.router.route_gathered(0)
             if message is None:
                 return
-            routes[type(message)](message, self.relay.reader.ordinal)
+            routes[type(message)](message, self.relay.reader.ordinal, 0)
 
     def got(self) -> list[Message]:
         """Everything that waits for this connection, in order of departure."""
