@@ -1,116 +1,228 @@
 """Ingress shaping: when a connection's message becomes eligible, before it is copied to any receiver.
 
-A `Gate` is the contract of one connection in one traffic class: a scheduler after IEEE 802.1Qcr, and the messages
-that it holds until they are eligible. A message gets one eligibility time, whoever receives it. What conforms and
-has nothing held before it passes at once, a whole chunk in one step.
+A `Gate` is a group of schedulers after IEEE 802.1Qcr, and the messages that it holds until they are eligible: one
+for each class in which the connection has a contract, and one for each class and room with a contract, which lets
+pass what both contracts let pass. A message gets one eligibility time, whoever receives it. What conforms, with
+nothing held before it, passes at once, a whole chunk in one step.
 
-This module decides; it neither sleeps nor sends. Time is an argument, in integer nanoseconds.
+`Ingress` belongs to one connection. It decides; it neither sleeps nor sends. Time is an argument, in integer
+nanoseconds. What a destination is, and what forwarding means, is the router's business.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
-from awesomeconnect.shaping.ats import NS_PER_MS, STALL_NS, Discard, Scheduler, SchedulerGroup
+from awesomeconnect.shaping.ats import (
+    NS_PER_MS,
+    STALL_NS,
+    Discard,
+    Scheduler,
+    SchedulerGroup,
+    process_all,
+    take_chunk_all,
+)
 from awesomeconnect.wire.messages import ClassContract
 
-#: Routes a message; called once, with the time.
-Forward = Callable[[int], object]
+#: Routes a message, given the time; returns the work done, in deliveries.
+Forward = Callable[[int], int]
+#: (when it is eligible, ordinal, destination, what forwards it)
+Held = tuple[int, int, Hashable, Forward]
+
+#: Messages that a gate holds. Bytes are bounded by the contract; this bounds what small messages cost besides.
+MAX_HELD = 16_384
+#: Destinations whose retry times are remembered; beyond, the whole class is closed.
+MAX_CLOSED = 64
 
 
 class Gate:
-    """One class of one connection.
+    """One scheduler group of a connection.
 
     Attributes:
-        scheduler: the connection's contract; polices with an allowance for stalls of the transport.
-        held: ``(eligible_ns, ordinal, forward)`` of messages that wait, in order.
+        schedulers: the connection's contract, then the room's, as far as there are any.
+        held: messages that wait, in order.
+        is_ending: its contract is no more; it keeps the order of what it still holds.
     """
 
-    __slots__ = ("held", "scheduler")
+    __slots__ = ("held", "is_ending", "schedulers")
 
-    def __init__(self, contract: ClassContract, now_ns: int) -> None:
-        group = SchedulerGroup(contract.max_residence_ms * NS_PER_MS)
-        self.scheduler = Scheduler(
-            contract.cir_bytes_per_s, contract.cbs_bytes, group, now_ns=now_ns, stall_ns=STALL_NS
-        )
-        self.held: deque[tuple[int, int, Forward]] = deque()
+    def __init__(self) -> None:
+        self.schedulers: tuple[Scheduler, ...] = ()
+        self.held: deque[Held] = deque()
+        self.is_ending = False
 
-    def passes(self, now_ns: int, total_bytes: int) -> bool:
+    def passes(self, now_ns: int, total_bytes: int, longest_bytes: int) -> bool:
         """Whether messages that arrived together may all pass at once; if so they are charged."""
-        return not self.held and self.scheduler.take_chunk(now_ns, total_bytes)
+        return not self.held and take_chunk_all(self.schedulers, now_ns, total_bytes, longest_bytes)
 
-    def admit(self, now_ns: int, size_bytes: int, ordinal: int, forward: Forward) -> Discard | None:
-        """Forward a message now, hold it until it is eligible, or discard it.
-
-        Args:
-            size_bytes: its frame as received, with the length prefix.
-            forward: called once, now or from `release`.
-
-        Returns:
-            None, or why it was discarded; then nothing has changed.
-        """
-        verdict = self.scheduler.process(now_ns, size_bytes)
-        if isinstance(verdict, Discard):
-            return verdict
-        if verdict <= now_ns and not self.held:
-            forward(now_ns)
-        else:
-            self.held.append((verdict, ordinal, forward))
-        return None
-
-    def release(self, now_ns: int) -> None:
-        """Forward what has become eligible."""
+    def admit(self, now_ns: int, size_bytes: int) -> int | Discard:
+        """When one message may pass; or why it is discarded, and then nothing has changed."""
         held = self.held
-        while held and held[0][0] <= now_ns:
-            held.popleft()[2](now_ns)
-
-    def change(self, contract: ClassContract, now_ns: int) -> None:
-        """Another contract from now on; what is held keeps its time."""
-        self.scheduler.set_rate(now_ns, contract.cir_bytes_per_s, contract.cbs_bytes)
-        self.scheduler.group.max_residence_ns = contract.max_residence_ms * NS_PER_MS
+        if len(held) >= MAX_HELD:
+            return Discard(max(held[0][0] - now_ns, NS_PER_MS))
+        verdict = process_all(self.schedulers, now_ns, size_bytes)
+        if held and not isinstance(verdict, Discard):
+            # SPEC shaping.md: A relay MUST NOT let a later message of a destination and class overtake one that it
+            #   holds under an earlier contract.
+            return max(verdict, held[-1][0])
+        return verdict
 
 
 class Ingress:
-    """The gates of one connection.
+    """What one connection may send.
 
     Args:
-        contracts: of the classes that are limited; the others pass freely.
+        contracts: of the connection, for the classes that are limited; the others pass freely.
+
+    Attributes:
+        waiting: messages held now.
+        held_messages: messages held so far.
+        is_limiting: whether anything may be held or refused; while not, nobody needs to ask.
     """
 
-    __slots__ = ("gates",)
+    __slots__ = ("_closed", "_gates", "_schedulers", "held_messages", "is_limiting", "waiting")
 
     def __init__(self, contracts: Iterable[ClassContract], now_ns: int) -> None:
-        self.gates = {contract.traffic_class: Gate(contract, now_ns) for contract in contracts}
+        self.waiting = 0
+        self.held_messages = 0
+        self._gates: dict[tuple[Hashable, int], Gate] = {}  # (room or None, class)
+        self._schedulers: dict[Hashable, dict[int, Scheduler]] = {None: {}}  # room or None -> class -> ...
+        # (destination or None for all, class) -> (closed until, behind this ordinal)
+        self._closed: dict[tuple[Hashable, int], tuple[int, int]] = {}
+        self.set_contracts(contracts, now_ns)
 
-    def change(self, contracts: Iterable[ClassContract], now_ns: int) -> list[Forward]:
-        """Replace the contracts.
+    # ---- contracts -----------------------------------------------------------------------------------
 
-        Returns:
-            What was held by a gate that is no more, to be forwarded now.
-        """
-        old, self.gates = self.gates, {}
-        for contract in contracts:
-            gate = old.pop(contract.traffic_class, None)
-            if gate is None:
-                gate = Gate(contract, now_ns)
-            else:
-                gate.change(contract, now_ns)
-            self.gates[contract.traffic_class] = gate
-        return [forward for gate in old.values() for _eligible, _ordinal, forward in gate.held]
+    def set_contracts(self, contracts: Iterable[ClassContract], now_ns: int, room: Hashable = None) -> None:
+        """Replace the contracts of the connection, or of a room. What is held keeps its time."""
+        old = self._schedulers.pop(room, {})
+        new = {contract.traffic_class: _scheduler(contract, old, now_ns) for contract in contracts}
+        if new or room is None:
+            self._schedulers[room] = new
+        self._arrange()
 
-    def release(self, now_ns: int) -> int | None:
-        """Forward what has become eligible; when to call again, None when nothing is held."""
-        for gate in self.gates.values():
-            gate.release(now_ns)
-        return self.next_ns
+    def knows(self, room: Hashable) -> bool:
+        """Whether contracts of this room are in force."""
+        return room in self._schedulers
+
+    def gate(self, target: Hashable, traffic_class: int) -> Gate | None:
+        """What a message must pass."""
+        gates = self._gates
+        return gates.get((target, traffic_class)) or gates.get((None, traffic_class))
+
+    # ---- messages ------------------------------------------------------------------------------------
+
+    def hold(self, gate: Gate, held: Held) -> None:
+        """Keep a message that `Gate.admit` let pass later than now."""
+        gate.held.append(held)
+        self.waiting += 1
+        self.held_messages += 1
+
+    def release(self, now_ns: int, most: int) -> None:
+        """Forward what has become eligible, the most urgent first, until ``most`` work is done."""
+        # SPEC shaping.md: A relay MUST process a held message behind all earlier ones of its group.
+        work = 0
+        for key, gate in sorted(self._gates.items(), key=_urgency):
+            held = gate.held
+            while held and held[0][0] <= now_ns:
+                if work >= most:
+                    return
+                self.waiting -= 1
+                work += held.popleft()[3](now_ns)
+            if gate.is_ending and not held:
+                del self._gates[key]
+        self._note()
 
     @property
-    def next_ns(self) -> int | None:
-        """When the next held message becomes eligible."""
-        return min((gate.held[0][0] for gate in self.gates.values() if gate.held), default=None)
+    def next_ns(self) -> int:
+        """When the next held message becomes eligible; ask only while some wait."""
+        return min(gate.held[0][0] for gate in self._gates.values() if gate.held)
 
     @property
     def oldest_held(self) -> int | None:
         """The lowest ordinal that is held: verdicts up to the one before it are given."""
-        return min((gate.held[0][1] for gate in self.gates.values() if gate.held), default=None)
+        if not self.waiting:
+            return None
+        return min(gate.held[0][1] for gate in self._gates.values() if gate.held)
+
+    # ---- destinations that are closed ----------------------------------------------------------------
+
+    def close(self, target: Hashable, traffic_class: int, behind: int, until_ns: int) -> None:
+        """Message ``behind`` was refused for its rate: none behind it may pass before its retry time."""
+        closed = self._closed
+        key = (target, traffic_class)
+        if key not in closed and len(closed) >= MAX_CLOSED:
+            # SPEC shaping.md: A relay MAY refuse other messages of the class as well when it cannot remember more
+            #   retry times.
+            key = (None, traffic_class)
+        until, first = closed.get(key, (0, behind))
+        closed[key] = max(until, until_ns), min(first, behind)
+        self.is_limiting = True
+
+    def closed_ns(self, target: Hashable, traffic_class: int, ordinal: int, now_ns: int) -> int:
+        """How long a destination is still closed for this message; 0: it is open."""
+        remaining = 0
+        for key in ((target, traffic_class), (None, traffic_class)) if self._closed else ():
+            until_ns, behind = self._closed.get(key, (0, 0))
+            if until_ns > now_ns:
+                if ordinal > behind:
+                    remaining = max(remaining, until_ns - now_ns)
+            elif until_ns:
+                del self._closed[key]
+                self._note()
+        return remaining
+
+    def is_idle(self, now_ns: int) -> bool:
+        """Whether nothing would change if everything but the contracts were forgotten."""
+        return (
+            not self.waiting
+            and all(until_ns <= now_ns for until_ns, _behind in self._closed.values())
+            and all(one.is_full(now_ns) for of in self._schedulers.values() for one in of.values())
+        )
+
+    def _arrange(self) -> None:
+        """Make the gates fit the contracts."""
+        connection = self._schedulers[None]
+        wanted = {(room, number): one for room, of in self._schedulers.items() for number, one in of.items()}
+        for (room, traffic_class), gate in list(self._gates.items()):
+            if (room, traffic_class) not in wanted:
+                of_connection = connection.get(traffic_class) if room is not None else None
+                gate.schedulers = () if of_connection is None else (of_connection,)
+                gate.is_ending = True
+                if not gate.held:
+                    del self._gates[room, traffic_class]
+        for (room, traffic_class), scheduler in wanted.items():
+            existing = self._gates.get((room, traffic_class))
+            gate = existing or Gate()
+            self._gates[room, traffic_class] = gate
+            gate.is_ending = False
+            of_connection = connection.get(traffic_class) if room is not None else None
+            gate.schedulers = (scheduler,) if of_connection is None else (of_connection, scheduler)
+            plain = self._gates.get((None, traffic_class))
+            if existing is None and plain is not None and room is not None:
+                gate.held.extend(held for held in plain.held if held[2] == room)
+                plain.held = deque(held for held in plain.held if held[2] != room)
+        self._note()
+
+    def _note(self) -> None:
+        self.is_limiting = bool(self._gates or self._closed)
+
+
+def _scheduler(contract: ClassContract, old: dict[int, Scheduler], now_ns: int) -> Scheduler:
+    """The scheduler of a contract: the one of this class, or a new one."""
+    scheduler = old.get(contract.traffic_class)
+    if scheduler is None:
+        # SPEC shaping.md: A relay MUST police each contract with a bucket of CBS + CIR × 2 s, that is with a
+        #   stall_ns of 2,000,000,000.
+        scheduler = Scheduler(
+            contract.cir_bytes_per_s, contract.cbs_bytes, SchedulerGroup(), now_ns=now_ns, stall_ns=STALL_NS
+        )
+    else:
+        scheduler.set_rate(now_ns, contract.cir_bytes_per_s, contract.cbs_bytes)
+    scheduler.group.max_residence_ns = contract.max_residence_ms * NS_PER_MS
+    return scheduler
+
+
+def _urgency(item: tuple[tuple[Hashable, int], Gate]) -> int:
+    return -item[0][1]

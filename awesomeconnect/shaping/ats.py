@@ -47,13 +47,6 @@ class Discard:
 
     retry_after_ns: int | None
 
-    @property
-    def retry_after_ms(self) -> int:
-        """What REJECT carries: rounded up, 0 when no wait helps."""
-        # SPEC shaping.md: A relay MUST name the retry_after of the scheduler in this REJECT, rounded up to a whole
-        #   millisecond.
-        return -(-(self.retry_after_ns or 0) // NS_PER_MS)
-
 
 TOO_LARGE = Discard(None)
 
@@ -164,6 +157,10 @@ class Scheduler:
         self._set(cir_bytes_per_s, cbs_bytes)
         # SPEC shaping.md: A relay MUST NOT let a change of a contract grant more than the new burst.
         self._empty = since_ns * self.cir_bytes_per_s - min(level, self._capacity)
+
+    def is_full(self, now_ns: int) -> bool:
+        """Whether the bucket is as a new one would be."""
+        return self._empty + self._capacity <= now_ns * self.cir_bytes_per_s
 
     def _set(self, cir_bytes_per_s: int, cbs_bytes: int) -> None:
         if cir_bytes_per_s <= 0 or cbs_bytes <= 0 or self.stall_ns < 0:

@@ -19,6 +19,7 @@ from awesomeconnect.identity import Identity
 from awesomeconnect.relay.flows import MAX_STREAMS, Router, Traffic, count_frames
 from awesomeconnect.relay.ingress import Ingress
 from awesomeconnect.relay.rooms import Peer, Place, Registry, Room
+from awesomeconnect.shaping.ats import Scheduler, SchedulerGroup
 from awesomeconnect.shaping.egress import Egress, EgressLimits
 from awesomeconnect.wire.connection import ClientConnection, RelayConnection
 from awesomeconnect.wire.messages import (
@@ -105,7 +106,8 @@ class Sender:
             self.unicasts,
             lambda first, count: self.gone.append((first, count)),
             Ingress((), 0),
-            None,
+            Scheduler(1 << 40, 1 << 40, SchedulerGroup(0), now_ns=0),
+            lambda _room: (),
             lambda first, count, code, _retry_after_ms: self.refused.append(Verdict(first, count, code)),
             lambda target, traffic_class, egress: self.congested.append((target, traffic_class, egress)),
         )

@@ -111,11 +111,6 @@ def test_negative_times_are_refused() -> None:
         Scheduler(1, 1, SchedulerGroup(), now_ns=0, stall_ns=-1)
 
 
-@pytest.mark.parametrize(("ns", "ms"), [(None, 0), (1, 1), (999_999, 1), (1_000_000, 1), (1_000_001, 2)])
-def test_retry_after_is_rounded_up(ns: int | None, ms: int) -> None:
-    assert Discard(ns).retry_after_ms == ms
-
-
 def test_it_does_not_drift() -> None:
     """At 3 bytes/s a byte takes a third of a second: ten million years of them stay exact."""
     scheduler = Scheduler(3, 1, SchedulerGroup(), now_ns=0)

@@ -24,6 +24,7 @@ from awesomeconnect.relay import flows
 from awesomeconnect.relay.flows import Router, Traffic, Unicast
 from awesomeconnect.relay.ingress import Ingress
 from awesomeconnect.relay.rooms import Place, Registry, Room
+from awesomeconnect.shaping.ats import Scheduler, SchedulerGroup
 from awesomeconnect.shaping.egress import Egress, EgressLimits
 from awesomeconnect.wire import framing
 from awesomeconnect.wire.connection import Connection
@@ -133,7 +134,8 @@ class House:
             unicasts=self.unicasts,
             gone=self.gone,
             ingress=Ingress((), 0),
-            fan_out=None,
+            fan_out=Scheduler(1 << 40, 1 << 40, SchedulerGroup(0), now_ns=0),
+            room_contracts=lambda _room: (),
             refuse=self.refuse,
             congested=self.congested,
         )
