@@ -14,15 +14,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 
-from awesomeconnect.shaping.ats import (
-    NS_PER_MS,
-    STALL_NS,
-    Discard,
-    Scheduler,
-    SchedulerGroup,
-    process_all,
-    take_chunk_all,
-)
+from awesomeconnect.shaping.ats import NS_PER_MS, STALL_NS, Discard, Scheduler, process_all, take_chunk_all
+from awesomeconnect.shaping.contracts import Contracts
 from awesomeconnect.wire.messages import ClassContract
 
 #: Routes a message, given the time; returns the work done, in deliveries.
@@ -81,13 +74,15 @@ class Ingress:
         is_limiting: whether anything may be held or refused; while not, nobody needs to ask.
     """
 
-    __slots__ = ("_closed", "_gates", "_schedulers", "held_messages", "is_limiting", "waiting")
+    __slots__ = ("_closed", "_contracts", "_gates", "held_messages", "is_limiting", "waiting")
 
     def __init__(self, contracts: Iterable[ClassContract], now_ns: int) -> None:
         self.waiting = 0
         self.held_messages = 0
         self._gates: dict[tuple[Hashable, int], Gate] = {}  # (room or None, class)
-        self._schedulers: dict[Hashable, dict[int, Scheduler]] = {None: {}}  # room or None -> class -> ...
+        # SPEC shaping.md: A relay MUST police each contract with a bucket of CBS + CIR × 2 s, that is with a
+        #   stall_ns of 2,000,000,000.
+        self._contracts = Contracts(STALL_NS)
         # (destination or None for all, class) -> (closed until, behind this ordinal)
         self._closed: dict[tuple[Hashable, int], tuple[int, int]] = {}
         self.set_contracts(contracts, now_ns)
@@ -96,15 +91,12 @@ class Ingress:
 
     def set_contracts(self, contracts: Iterable[ClassContract], now_ns: int, room: Hashable = None) -> None:
         """Replace the contracts of the connection, or of a room. What is held keeps its time."""
-        old = self._schedulers.pop(room, {})
-        new = {contract.traffic_class: _scheduler(contract, old, now_ns) for contract in contracts}
-        if new or room is None:
-            self._schedulers[room] = new
+        self._contracts.set(contracts, now_ns, room)
         self._arrange()
 
     def knows(self, room: Hashable) -> bool:
         """Whether contracts of this room are in force."""
-        return room in self._schedulers
+        return self._contracts.knows(room)
 
     def gate(self, target: Hashable, traffic_class: int) -> Gate | None:
         """What a message must pass."""
@@ -178,50 +170,28 @@ class Ingress:
         return (
             not self.waiting
             and all(until_ns <= now_ns for until_ns, _behind in self._closed.values())
-            and all(one.is_full(now_ns) for of in self._schedulers.values() for one in of.values())
+            and self._contracts.are_full(now_ns)
         )
 
     def _arrange(self) -> None:
         """Make the gates fit the contracts."""
-        connection = self._schedulers[None]
-        wanted = {(room, number): one for room, of in self._schedulers.items() for number, one in of.items()}
-        for (room, traffic_class), gate in list(self._gates.items()):
-            if (room, traffic_class) not in wanted:
-                of_connection = connection.get(traffic_class) if room is not None else None
-                gate.schedulers = () if of_connection is None else (of_connection,)
-                gate.is_ending = True
-                if not gate.held:
-                    del self._gates[room, traffic_class]
-        for (room, traffic_class), scheduler in wanted.items():
-            existing = self._gates.get((room, traffic_class))
-            gate = existing or Gate()
-            self._gates[room, traffic_class] = gate
-            gate.is_ending = False
-            of_connection = connection.get(traffic_class) if room is not None else None
-            gate.schedulers = (scheduler,) if of_connection is None else (of_connection, scheduler)
-            plain = self._gates.get((None, traffic_class))
-            if existing is None and plain is not None and room is not None:
-                gate.held.extend(held for held in plain.held if held[2] == room)
-                plain.held = deque(held for held in plain.held if held[2] != room)
+        limited = list(self._contracts.limited())
+        for room, traffic_class in limited:
+            if (room, traffic_class) not in self._gates:
+                gate = self._gates[room, traffic_class] = Gate()
+                plain = self._gates.get((None, traffic_class), gate)
+                if plain is not gate:  # what goes to the room keeps its time, and its place before later messages
+                    gate.held.extend(held for held in plain.held if held[2] == room)
+                    plain.held = deque(held for held in plain.held if held[2] != room)
+        for key, gate in list(self._gates.items()):
+            gate.schedulers = self._contracts.schedulers(*key)
+            gate.is_ending = key not in limited
+            if gate.is_ending and not gate.held:
+                del self._gates[key]
         self._note()
 
     def _note(self) -> None:
         self.is_limiting = bool(self._gates or self._closed)
-
-
-def _scheduler(contract: ClassContract, old: dict[int, Scheduler], now_ns: int) -> Scheduler:
-    """The scheduler of a contract: the one of this class, or a new one."""
-    scheduler = old.get(contract.traffic_class)
-    if scheduler is None:
-        # SPEC shaping.md: A relay MUST police each contract with a bucket of CBS + CIR × 2 s, that is with a
-        #   stall_ns of 2,000,000,000.
-        scheduler = Scheduler(
-            contract.cir_bytes_per_s, contract.cbs_bytes, SchedulerGroup(), now_ns=now_ns, stall_ns=STALL_NS
-        )
-    else:
-        scheduler.set_rate(now_ns, contract.cir_bytes_per_s, contract.cbs_bytes)
-    scheduler.group.max_residence_ns = contract.max_residence_ms * NS_PER_MS
-    return scheduler
 
 
 def _urgency(item: tuple[tuple[Hashable, int], Gate]) -> int:

@@ -138,7 +138,7 @@ class Scheduler:
         """
         # SPEC shaping.md: A relay MAY decide about messages that arrived together in one step if the result is the
         #   same.
-        if not self._conforms(arrival_ns, total_bytes, longest_bytes):
+        if not self.conforms(arrival_ns, total_bytes, longest_bytes):
             return False
         self._charge(arrival_ns, total_bytes)
         return True
@@ -162,6 +162,17 @@ class Scheduler:
         """Whether the bucket is as a new one would be."""
         return self._empty + self._capacity <= now_ns * self.cir_bytes_per_s
 
+    def conforms(self, arrival_ns: int, total_bytes: int, longest_bytes: int | None = None) -> bool:
+        """Whether `take_chunk` would charge them; nothing changes."""
+        needed = total_bytes * NS_PER_S
+        return (
+            (total_bytes if longest_bytes is None else longest_bytes) <= self.cbs_bytes
+            and self.group.eligibility_ns <= arrival_ns
+            # A bucket that has been idle for long seems to hold more than fits:
+            and needed <= self._capacity
+            and self._empty + needed <= arrival_ns * self.cir_bytes_per_s
+        )
+
     def _set(self, cir_bytes_per_s: int, cbs_bytes: int) -> None:
         if cir_bytes_per_s <= 0 or cbs_bytes <= 0 or self.stall_ns < 0:
             raise ValueError(
@@ -177,18 +188,8 @@ class Scheduler:
         recovered_ns = -(-(self._empty + size_bytes * NS_PER_S) // self.cir_bytes_per_s)
         return max(arrival_ns, self.group.eligibility_ns, recovered_ns)
 
-    def _conforms(self, arrival_ns: int, total_bytes: int, longest_bytes: int | None) -> bool:
-        needed = total_bytes * NS_PER_S
-        return (
-            (total_bytes if longest_bytes is None else longest_bytes) <= self.cbs_bytes
-            and self.group.eligibility_ns <= arrival_ns
-            # A bucket that has been idle for long seems to hold more than fits:
-            and needed <= self._capacity
-            and self._empty + needed <= arrival_ns * self.cir_bytes_per_s
-        )
-
     def _charge(self, arrival_ns: int, size_bytes: int) -> None:
-        """Charge messages that `_conforms` or `_eligible` let pass."""
+        """Charge messages that `conforms` or `_eligible` let pass."""
         group = self.group
         recovered = self._empty + size_bytes * NS_PER_S
         start = max(arrival_ns, group.eligibility_ns) * self.cir_bytes_per_s
@@ -232,7 +233,7 @@ def take_chunk_all(
     schedulers: Sequence[Scheduler], arrival_ns: int, total_bytes: int, longest_bytes: int | None = None
 ) -> bool:
     """`Scheduler.take_chunk` for several contracts: all of them are charged, or none."""
-    if not all(scheduler._conforms(arrival_ns, total_bytes, longest_bytes) for scheduler in schedulers):
+    if not all(scheduler.conforms(arrival_ns, total_bytes, longest_bytes) for scheduler in schedulers):
         return False
     for scheduler in schedulers:
         scheduler._charge(arrival_ns, total_bytes)
