@@ -11,6 +11,7 @@ from attrs import Attribute, field, frozen
 
 from awesomeconnect.shaping.egress import EgressLimits
 from awesomeconnect.wire.connection import DEFAULT_PAYLOAD_BYTES
+from awesomeconnect.wire.framing import FRAME_OVERHEAD_BYTES
 
 DEFAULT_PORT = 7420
 
@@ -75,3 +76,7 @@ class RelaySettings:
     def __attrs_post_init__(self) -> None:
         if self.drop_s < 2 * self.keepalive_s:
             raise ValueError(f"drop_s must be at least twice keepalive_s ({self.keepalive_s:g})")
+        if self.payload_bytes + FRAME_OVERHEAD_BYTES > self.egress.class_bytes:
+            raise ValueError(
+                f"egress.class_bytes must hold the longest message: over payload_bytes ({self.payload_bytes:,})"
+            )

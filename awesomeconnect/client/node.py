@@ -42,6 +42,7 @@ from awesomeconnect.client.events import (
 from awesomeconnect.client.inbox import Inbox
 from awesomeconnect.client.link import Limits, Link
 from awesomeconnect.client.outbox import Outbox, too_large
+from awesomeconnect.client.pauses import Pauses
 from awesomeconnect.client.receipts import TOKEN_BYTES, Flow, Receipt
 from awesomeconnect.client.reconnect import MOST_SPREAD_S
 from awesomeconnect.client.requests import ANSWERED, FAILED, ID_BYTES, Request, Requests, response
@@ -93,7 +94,7 @@ TURN_BYTES = 64 << 10
 TURN_MESSAGES = 512
 #: A message counts for at least this much.
 MESSAGE_COST_BYTES = 64
-#: Destinations whose flows, and whose pauses, are remembered.
+#: Destinations whose flows are remembered.
 MAX_FLOWS = 1_024
 _HANDED_OUT = frozenset({Content.APPLICATION, Content.REQUEST})
 
@@ -160,7 +161,7 @@ class Node:
         self._dialler = Dialler(addresses, identity, settings, self._hello)
         self._publish_flows: dict[tuple[str, int], Flow] = {}
         self._other_flows: dict[tuple[Any, ...], Flow] = {}
-        self._pauses: dict[tuple[str | bytes, int], float] = {}  # until when
+        self._pauses = Pauses(lambda: self._outbox.flush().answer.wait())
         self._pings: dict[bytes, Answer[float]] = {}
         self._link: Link | None = None  # while it is up
         self._relay = addresses[0]
@@ -169,7 +170,7 @@ class Node:
         self._closing = False
         self._ended: Exception | None = None
         self._is_over = False
-        self._changed = Signal()  # connected, disconnected, over, or a pause has ended
+        self._changed = Signal()  # connected, disconnected, or over
         self._turn_bytes = 0
         self._turn_messages = 0
         self._connections = 0
@@ -524,6 +525,7 @@ class Node:
         if self._turn_bytes > TURN_BYTES:
             self._turn_bytes = 0
             await anyio.lowlevel.checkpoint()
+        passed = False
         while True:
             await self._connected()
             if size > self._payload_bytes:
@@ -532,20 +534,15 @@ class Node:
                 await outbox.progress.wait()
             elif not wait:
                 return
-            elif (pause_s := self._pause_s(flow)) > 0:
-                with anyio.move_on_after(pause_s):
-                    await self._changed.wait()
             elif (undecided := outbox.undecided_bytes) and undecided + size > self._settings.window_bytes:
                 if not outbox.is_asking:
                     outbox.flush()
                 await outbox.progress.wait()
+            elif (where := (flow.target, flow.traffic_class)) in self._pauses and not passed:
+                await self._pauses.passed(where)
+                passed = True
             else:
                 return
-
-    def _pause_s(self, flow: Flow) -> float:
-        """How long a publisher that waits should still wait for this destination."""
-        until = self._pauses.get((flow.target, flow.traffic_class), 0.0)
-        return until - anyio.current_time() if until else 0.0
 
     async def _ask(self, flow: Flow, peer: bytes | None, payload: Payload, timeout_s: float) -> bytes:
         with self._requests.open(peer) as request, anyio.move_on_after(timeout_s):
@@ -715,18 +712,14 @@ class Node:
     def _on_pause(self, message: Pause) -> None:
         assert message.target is not None
         where = (message.target, message.traffic_class)
-        now = anyio.current_time()
-        if self._pauses.get(where, 0.0) <= now:
+        if self._pauses.pause(where, message.for_ms / 1000):
             self._events.add(Paused(*where))
-        _make_space(self._pauses)
-        self._pauses[where] = now + message.for_ms / 1000
 
     def _on_resume(self, message: Resume) -> None:
         assert message.target is not None
         where = (message.target, message.traffic_class)
-        if self._pauses.pop(where, None) is not None:
+        if self._pauses.resume(where):
             self._events.add(Resumed(*where))
-            self._changed.notify()
 
     def _on_ping(self, message: Ping) -> None:
         self._tell(Pong(message.token))
@@ -869,6 +862,6 @@ def _octets(payload: Payload) -> bytes:
 
 
 def _make_space(table: dict[Any, Any]) -> None:
-    """Flows and pauses cost a lookup when they are made anew, and nothing else: drop them all at times."""
+    """A flow costs a little when it is made anew, and nothing else: drop them all at times."""
     if len(table) >= MAX_FLOWS:
         table.clear()

@@ -120,6 +120,8 @@ class Room:
                 return [egress]
         others = [egress for egress in queues[self._turn :] + queues[: self._turn] if egress is not but]
         others.sort(key=_total)  # stable: those in turn stay in turn
+        if others:
+            self._turn = queues.index(others[0])
         return others
 
     def note_change(self, change: Member | bytes) -> None:

@@ -292,6 +292,10 @@ class Session:
                 ErrorCode.UNSUPPORTED_REVISION,
             )
         self.attributes = hello.attributes
+        if self._house.is_draining:
+            self.tell(self._house.goaway(ErrorCode.DRAINING, 0))
+            self.tell(Close(ErrorCode.DRAINING, "the relay is shutting down"))
+            return True
         self.incarnation = hello.incarnation
         self.connection_number = hello.connection
         house = self._house
@@ -478,7 +482,13 @@ class Session:
         self.tell(Pause(name, traffic_class, self._house.settings.pause_ms))
         if egress.resumes is None:
             egress.resumes = {}
-        egress.resumes[traffic_class, self.outlet, name] = encode_frame(Resume(name, traffic_class))
+        egress.resumes.setdefault(traffic_class, {})[self, name] = None
+
+    def resume_sending(self, target: str | bytes, traffic_class: int) -> None:
+        """The queue that this client was asked to wait for has room again."""
+        self.tell(Resume(target, traffic_class))
+        # Not `flush`: two queues that pause each other would call each other without end.
+        self.outlet.flush_soon()
 
     def _on_join(self, message: Join) -> None:
         house, settings = self._house, self._house.settings

@@ -75,6 +75,7 @@ class Relay:
         turns: taken in line by sessions whose last turn moved much.
         touched: queues that something was put into since the last flush.
         unicasts: what went to a single receiver since then.
+        is_draining: who comes now is sent away.
         tick: a coarse clock, advanced by the sweeper.
         keepalive_ticks: silence of this many ticks, and of each multiple of it, is answered with a PING.
     """
@@ -118,7 +119,7 @@ class Relay:
         self._news_came = trio.Event()
         self._emptied = trio.Event()
         self._drained = trio.Event()
-        self._draining = False
+        self.is_draining = False
 
     async def serve(
         self,
@@ -154,6 +155,7 @@ class Relay:
                 await self._drained.wait()
                 sessions.cancel_scope.cancel()
             shapers.cancel_scope.cancel()
+        trio.lowlevel.remove_instrument(self._passes)
 
     async def drain(self, window_s: float | None = None) -> None:
         """Accept nothing more, ask the clients to leave, and close what is left after the window.
@@ -161,10 +163,10 @@ class Relay:
         Args:
             window_s: by default the setting ``drain_s``; 0 closes all connections now, in good order.
         """
-        if self._draining:
+        if self.is_draining:
             return
         window_s = self.settings.drain_s if window_s is None else window_s
-        self._draining = True
+        self.is_draining = True
         self._accepting.cancel()
         goaway = self.goaway(ErrorCode.DRAINING, window_s)
         for session in list(self.sessions):
@@ -226,9 +228,10 @@ class Relay:
         if self._turns > 1 or self._turns_before > 1 or len(self.touched) > FLUSH_AT_ONCE:
             self._flusher.unpark()
         else:
-            for outlet in self.touched:
-                outlet.flush()
+            touched = list(self.touched)
             self.touched.clear()
+            for outlet in touched:
+                outlet.flush()
             self._remember_unicasts()
 
     def start_shaper(self, shape: Callable[[], Any]) -> None:
