@@ -30,11 +30,11 @@ from awesomeconnect.client.events import (
     Disconnected,
     Event,
     EventLog,
+    EventReader,
     GapReport,
     GoingAway,
     Message,
     Paused,
-    PresenceChange,
     Refusal,
     Resumed,
     RoomLost,
@@ -49,6 +49,7 @@ from awesomeconnect.client.requests import ANSWERED, FAILED, ID_BYTES, Request, 
 from awesomeconnect.client.rooms import Rooms
 from awesomeconnect.client.settings import ClientSettings
 from awesomeconnect.client.waiting import Answer, Signal
+from awesomeconnect.client.watch import Watch
 from awesomeconnect.errors import (
     AddressError,
     AwesomeConnectError,
@@ -383,10 +384,9 @@ class Node:
             await self._inbox.arrived.wait()
         return message
 
-    async def events(self) -> AsyncIterator[Event]:
+    def events(self) -> EventReader:
         """What happens to the node's connection, from the oldest event that is kept. Ends with the node."""
-        async for event in self._events.read():
-            yield event
+        return self._events.read()
 
     # ---- rooms ---------------------------------------------------------------------------------------
 
@@ -426,22 +426,19 @@ class Node:
         self._check_open()
         return (await self._rooms.members(room))[1]
 
-    async def watch(self, room: str) -> AsyncIterator[PresenceChange]:
-        """Changes of a room's membership; the first item has all members. Ends when the node is closed.
+    def watch(self, room: str) -> Watch:
+        """Changes of a room's membership, to iterate over; the first item has all members.
 
         A node that is not in the room observes it meanwhile. After a reconnect the next item is the difference.
+        Ends when the node is closed.
 
-        Raises:
+        Raises, while it is iterated over:
             RoomRefused: the relay does not let the node look, or not any more.
             LinkError: as `publish`.
         """
         _check_room(room)
         self._check_open()
-        with self._rooms.watching(room) as watch:
-            async for change in self._rooms.changes(watch):
-                yield change
-        if self._ended is not None:
-            raise self._ended.with_traceback(None)
+        return Watch(self._rooms, room)
 
     async def ping(self) -> float:
         """The time from here to the relay and back, in seconds.
@@ -659,7 +656,7 @@ class Node:
         self._closing = True
         self._ended = error
         over = error or ConnectionEnded("the node is closed")
-        self._rooms.end(over)
+        self._rooms.end(error)
         self._requests.end(over)
         self._outbox.progress.notify()
         self._inbox.arrived.notify()

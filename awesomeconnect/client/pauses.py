@@ -2,7 +2,7 @@
 
 A PAUSE ends with RESUME, or lapses: the receiver that caused it may be gone, and then nobody says RESUME. So after
 it has lapsed one message goes out as a probe. If the relay has judged the probe and said PAUSE again, the wait
-doubles; if it has said nothing, the pause is over. So a slow receiver's queue takes a few messages while it is full,
+doubles; if it has said nothing, the pause is over. So a slow receiver's full queue takes a message now and then,
 and not one window of them a second.
 """
 

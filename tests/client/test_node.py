@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -244,7 +245,7 @@ async def test_watch_begins_with_the_members_and_tells_changes(enter: Connect) -
             assert second.version > first.version
         third = await anext(changes)
         assert third.left == (two.key,)
-        await changes.aclose()  # type: ignore[attr-defined]
+        await changes.aclose()
         with pytest.raises(RoomRefused):  # it no longer observes the room
             await watcher.members("room")
 
@@ -254,14 +255,14 @@ async def test_two_watches_of_a_room_one_is_in(enter: Connect) -> None:
         first, second = node.watch("room"), node.watch("room")
         for changes in (first, second):
             assert [member.key for member in (await anext(changes)).joined] == [node.key]
-        await first.aclose()  # type: ignore[attr-defined]
+        await first.aclose()
         async with enter("room") as other:
             assert [member.key for member in (await anext(second)).joined] == [other.key]
         await node.leave("room")
         left: set[bytes] = set()
         while left != {node.key, other.key}:  # it goes on looking from outside
             left.update((await anext(second)).left)
-        await second.aclose()  # type: ignore[attr-defined]
+        await second.aclose()
 
 
 async def test_ping(enter: Connect) -> None:
@@ -391,7 +392,7 @@ async def test_bad_arguments_are_refused_before_anything_is_sent(enter: Connect)
 
 
 async def test_bad_arguments_of_connect(relay: ThreadedRelay, enter: Connect, tmp_path: Path) -> None:
-    cases = [
+    cases: list[tuple[type[Exception], dict[str, Any]]] = [
         (KeyFileError, {"identity": tmp_path / "missing"}),
         (LocalProtocolError, {"attributes": {"name": 1.5}}),
         (LocalProtocolError, {"attributes": {f"name {number}": 1 for number in range(17)}}),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+
 import anyio
 import pytest
 
 from awesomeconnect.client import Connected, Disconnected, PresenceChange, RoomLost
-from awesomeconnect.client.rooms import KEPT_CHANGES, Watch
+from awesomeconnect.client.watch import KEPT_CHANGES
 from awesomeconnect.errors import ErrorCode, RoomRefused
 from awesomeconnect.wire.messages import (
     Join,
@@ -150,9 +152,10 @@ async def test_members_are_asked_page_by_page(script: ScriptedRelay, play: Conne
 async def test_a_watch_lists_then_follows(script: ScriptedRelay, play: Connect) -> None:
     async with play() as node:
         seen: list[PresenceChange] = []
+        changes = node.watch("room")
 
         async def watch() -> None:
-            async for change in node.watch("room"):
+            async for change in changes:
                 seen.append(change)  # noqa: PERF401
 
         async def has(*expected: tuple[int, tuple[Member, ...], tuple[bytes, ...]]) -> None:
@@ -184,7 +187,7 @@ async def test_a_watch_lists_then_follows(script: ScriptedRelay, play: Connect) 
             await script.expect(Members)
             script.say(MembersPage("room", 0, 1, (TWO,), None))
             await has((1, (), (ONE.key,)))
-            tasks.cancel_scope.cancel()
+            await changes.aclose()
         assert await script.expect(Leave) == Leave("room")
 
 
@@ -235,11 +238,72 @@ async def test_a_watcher_that_leaves_goes_on_looking(script: ScriptedRelay, play
         tasks.cancel_scope.cancel()
 
 
-async def test_a_slow_watcher_lists_again() -> None:
-    watch = Watch("room")
-    watch.begin()
-    watch.replace(0, [])
-    for version in range(KEPT_CHANGES + 1):
-        watch.add(Presence("room", version, version + 1, (), (ONE,)))
-    assert watch.is_stale
-    assert watch.next() is None
+async def test_a_slow_watcher_lists_again(script: ScriptedRelay, play: Connect) -> None:
+    async with play("room") as node, anyio.create_task_group() as tasks:
+
+        async def list_room(member: Member) -> None:
+            await script.expect(Members)
+            script.say(MembersPage("room", 0, 1, (member,), None))
+
+        async def join() -> None:
+            await script.expect(Join)
+            script.say(Joined("room", 1, 1, 0))
+            await list_room(ONE)
+
+        watch = node.watch("room")
+        tasks.start_soon(join)
+        assert (await anext(watch)).joined == (ONE,)
+        for version in range(1, KEPT_CHANGES + 2):
+            script.say(Presence("room", version, version + 1, (), (TWO,)))
+        await node.ping()
+        tasks.start_soon(list_room, TWO)
+        assert (await anext(watch)).joined == (TWO,)
+
+
+async def test_a_watch_can_be_cancelled_and_gone_on_with(script: ScriptedRelay, play: Connect) -> None:
+    async with play("room") as node:
+        watch = node.watch("room")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch.__anext__)
+            await script.expect(Join)
+            script.say(Joined("room", 1, 1, 0))
+            await script.expect(Members)
+            tasks.cancel_scope.cancel()
+        script.say(MembersPage("room", 0, 1, (ONE,), None))
+        await node.ping()
+        async with anyio.create_task_group() as tasks:
+
+            async def look() -> None:
+                assert (await anext(watch)).joined == (TWO,)
+
+            tasks.start_soon(look)
+            await script.expect(Members)
+            script.say(MembersPage("room", 0, 2, (TWO,), None))
+
+
+async def test_a_watch_that_was_dropped_ends_with_the_next_change(script: ScriptedRelay, play: Connect) -> None:
+    async with play("room") as node, anyio.create_task_group() as tasks:
+
+        async def watch() -> None:
+            async for _ in node.watch("room"):
+                break
+
+        tasks.start_soon(watch)
+        await script.expect(Join)
+        script.say(Joined("room", 1, 1, 0))
+        await script.expect(Members)
+        script.say(MembersPage("room", 0, 1, (ONE,), None))
+        await anyio.wait_all_tasks_blocked()
+        gc.collect()
+        script.say(Presence("room", 1, 2, (), (TWO,)), Presence("room", 2, 3, (), (THREE,)))
+        assert await script.expect(Join) == Join("room")
+        await node.ping()
+        assert script.heard.count(Join("room")) == 1
+
+
+async def test_a_watch_that_is_closed_ends(script: ScriptedRelay, play: Connect) -> None:
+    async with play("room") as node:
+        watch = node.watch("room")
+        await watch.aclose()
+        await watch.aclose()
+        assert [change async for change in watch] == []

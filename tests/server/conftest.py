@@ -87,7 +87,9 @@ def open_house(nursery: trio.Nursery) -> Opener:
 
     async def start(**settings: Any) -> House:
         if "egress" in settings:  # small queues hold small messages only
-            settings.setdefault("payload_bytes", min(1 << 20, settings["egress"].class_bytes - FRAME_OVERHEAD_BYTES))
+            settings.setdefault(
+                "payload_bytes", min(1 << 20, settings["egress"].class_bytes - FRAME_OVERHEAD_BYTES)
+            )
         relay = Relay(IDENTITY, RelaySettings(**settings), random_bytes=lambda _size: EPOCH)
         await nursery.start(relay.serve)
         return House(relay)
