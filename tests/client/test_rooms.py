@@ -69,7 +69,7 @@ async def test_joins_and_leaves_without_a_connection(script: ScriptedRelay, play
                 break
         tasks.start_soon(node.join, "b")
         tasks.start_soon(node.leave, "a")
-        await anyio.lowlevel.checkpoint()
+        await anyio.wait_all_tasks_blocked()
         script.refuses = None
     assert rooms_of(script) == {"b": 0}
 
