@@ -310,11 +310,13 @@ class Node:
                     break
         except AwesomeConnectError as over:
             problems.append(over)
+        forgotten = outbox.verdicts.forgotten
         problems[:0] = outbox.verdicts.take_problems()
         if len(problems) == 1:
             raise problems[0]
         if problems:
-            raise ExceptionGroup("messages since the last flush were not all accepted", problems)
+            more = f", and {forgotten} more problems" if forgotten else ""
+            raise ExceptionGroup(f"messages since the last flush were not all accepted{more}", problems)
 
     async def request(
         self,
@@ -457,18 +459,21 @@ class Node:
             self._pings.pop(token, None)
 
     async def aclose(self) -> None:
-        """Send what is queued, say CLOSE, and wait for the relay's, at most for ``closing_s``. Idempotent.
+        """Send what is queued, say CLOSE, and wait for the relay's. Idempotent.
 
-        Refusals that nobody flushed for are not raised. Without a connection nothing waits.
+        Gives up when nothing has moved for ``closing_s``, and at once when there is no connection: `flush` first
+        where that matters. Refusals that nobody flushed for are not raised.
         """
         if not self._closing:
             self._closing = True
             self._changed.notify()
             if self._link is not None:
                 self._link.close()
-        with anyio.move_on_after(self._settings.closing_s):
-            while self._link is not None:
-                await self._changed.wait()
+        departed = -1
+        while self._link is not None and departed != (departed := sum(self._outbox.departed)):
+            with anyio.move_on_after(self._settings.closing_s):
+                while self._link is not None:
+                    await self._changed.wait()
         if self._link is not None:
             self._link.end(ConnectionBroken("the relay did not answer CLOSE"))
         self._finish(None)

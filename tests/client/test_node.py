@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from awesomeconnect.client import Connected, Message, Node, Refusal
+from awesomeconnect.client import ClientSettings, Connected, Message, Node, Refusal
 from awesomeconnect.errors import (
     AddressError,
     ConnectionEnded,
@@ -136,6 +136,16 @@ async def test_flush_raises_all_refusals(enter: Connect) -> None:
         assert [problem.ordinals for problem in problems] == [range(1, 301), range(301, 302), range(302, 303)]
         assert "send to " + STRANGER.hex()[:8] in str(problems[1])
         assert "send to any member of room 'empty'" in str(problems[2])
+
+
+async def test_flush_says_how_many_refusals_it_does_not_name(enter: Connect) -> None:
+    settings = ClientSettings(kept_problems=2)
+    async with enter(settings=settings) as node:
+        for number in range(5):
+            await node.publish(f"empty {number}", b"?")
+        with pytest.raises(ExceptionGroup, match="not all accepted, and 3 more problems") as group:
+            await node.flush()
+        assert len(group.value.exceptions) == 2
 
 
 async def test_request_and_reply(enter: Connect) -> None:
