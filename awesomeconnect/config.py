@@ -5,6 +5,7 @@ A setting that is a limit is above zero: 0 never means unlimited.
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 from attrs import Attribute, field, frozen
@@ -21,16 +22,16 @@ def _positive(_settings: object, attribute: Attribute[Any], value: float) -> Non
         raise ValueError(f"{attribute.name} must be above 0, not {value}")
 
 
-def _at_least(least: float) -> Any:
+def _within(least: float, most: float) -> Any:
     def check(_settings: object, attribute: Attribute[Any], value: float) -> None:
-        if value < least:
-            raise ValueError(f"{attribute.name} must be at least {least:,}, not {value:,}")
+        if not least <= value <= most:
+            raise ValueError(f"{attribute.name} must be from {least:,} to {most:,}, not {value:,}")
 
     return check
 
 
-def _limit(default: float, least: float | None = None) -> Any:
-    return field(default=default, validator=_positive if least is None else _at_least(least))
+def _limit(default: float, least: float | None = None, most: float = inf) -> Any:
+    return field(default=default, validator=_positive if least is None else _within(least, most))
 
 
 @frozen
@@ -38,13 +39,13 @@ class RelaySettings:
     """What a relay allows and how long it waits. Times in seconds, sizes in bytes."""
 
     #: Payload of one message: the ancestor's block batches reach 900 kB.
-    payload_bytes: int = _limit(DEFAULT_PAYLOAD_BYTES, least=4_096)
+    payload_bytes: int = _limit(DEFAULT_PAYLOAD_BYTES, least=4_096, most=1 << 30)
     #: Rooms a connection is in at once; HELLO can name as many.
     rooms_per_connection: int = _limit(256)
     #: Members of a room; a join beyond is refused with room_full. Ten times the largest room that is tested.
     room_members: int = _limit(10_000)
     #: A MEMBERS_PAGE frame: below the smallest frame limit, 44 members with full attributes.
-    page_bytes: int = _limit(49_152, least=2_048)
+    page_bytes: int = _limit(49_152, least=2_048, most=65_536)
     #: Connections at once, authenticated or not; also kept below the process's file descriptor limit.
     connections: int = _limit(100_000)
     #: Silence after which the relay asks whether a client is there: below the 30 s of impatient NAT boxes.

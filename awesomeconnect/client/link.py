@@ -60,7 +60,7 @@ class Limits:
     payload_bytes: int = DEFAULT_PAYLOAD_BYTES
     frame_bytes: int = DEFAULT_PAYLOAD_BYTES + FRAME_OVERHEAD_BYTES
     rooms: int = 256
-    room_members: int = 20_000
+    room_members: int = 10_000
     page_bytes: int = 49_152
     keepalive_ms: int = 25_000
     drop_ms: int = 60_000

@@ -57,6 +57,7 @@ from awesomeconnect.wire.messages import (
     encode_frame,
     is_barrier,
 )
+from awesomeconnect.wire.rooms import room_name_problem
 from awesomeconnect.wire.states import State
 
 if TYPE_CHECKING:
@@ -517,9 +518,9 @@ class Session:
 
     def _on_members(self, message: Members) -> int:
         room = self._house.registry.find_room(message.room)
-        code = judge_room(self.key, message.room)
-        if not code and (room is None or room not in self.rooms):
-            code = ErrorCode.NOT_A_MEMBER
+        code = ErrorCode.OK
+        if room is None or room not in self.rooms:
+            code = ErrorCode.NOT_A_MEMBER if room_name_problem(message.room) is None else ErrorCode.BAD_ROOM
         if code or room is None:
             self.tell(MembersPage(message.room, code, 0))
             return 0

@@ -173,10 +173,13 @@ class Connection:
         #   longer knows where frames begin.
         self._check_alive()
         try:
-            return self._next_message()
+            message = self._next_message()
+            if message is None and self._opener is not None and self._opener.failure is not None:
+                raise self._opener.failure  # what came before the bad record has been taken
         except RemoteProtocolError:
             self._failed = True
             raise
+        return message
 
     def _check_alive(self) -> None:
         if self._failed:

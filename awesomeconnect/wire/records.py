@@ -99,10 +99,11 @@ class Opener:
     # SPEC records.md: A receiver MUST NOT keep more than one incomplete record of a connection.
     # _rest is the beginning of a record whose other bytes have not arrived, and _missing how many those are,
     # at least: one byte while the length itself is incomplete.
-    __slots__ = ("_counter", "_key", "_missing", "_rest")
+    __slots__ = ("_counter", "_key", "_missing", "_rest", "failure")
 
     def __init__(self, key: bytes) -> None:
         self._key: bytes | None = key
+        self.failure: RemoteProtocolError | None = None
         self._counter = 0
         self._rest = bytearray()
         self._missing = 0
@@ -114,7 +115,7 @@ class Opener:
 
         Raises:
             RemoteProtocolError: a length below 17, or a record that was changed, repeated, left out or moved.
-                Records before it in the same call are dropped with it.
+                Where good records came before it in the same call, these are returned, and `failure` is set.
             LocalProtocolError: called again after that.
         """
         key = self._key
@@ -159,7 +160,8 @@ class Opener:
                         break
                     length = part[start] << 8 | part[start + 1]
                     if length < _MIN_LENGTH:
-                        raise self._failed(f"record {counter} has length {length}, below {_MIN_LENGTH}")
+                        self._fail(f"record {counter} has length {length}, below {_MIN_LENGTH}")
+                        break
                     stop = body + length
                     if stop > end:
                         self._missing = stop - end
@@ -171,15 +173,19 @@ class Opener:
                         self._key = _rekeyed(cipher)
                         cipher = ChaCha20Poly1305(self._key)
                         decrypt = cipher.decrypt
+                if self.failure is not None:
+                    break
                 self._rest += part[start:]
-        except InvalidTag as problem:
+        except InvalidTag:
             # SPEC records.md: A receiver MUST answer a record that fails to decrypt with CLOSE protocol_error,
             #   without reading further.
-            raise self._failed(f"record {counter} failed authentication") from problem
+            self._fail(f"record {counter} failed authentication")
+        if self.failure is not None and not plaintexts:
+            raise self.failure
         self._counter = counter
         return plaintexts
 
-    def _failed(self, reason: str) -> RemoteProtocolError:
+    def _fail(self, reason: str) -> None:
         self._key = None
         self._rest = bytearray()
-        return RemoteProtocolError(reason)
+        self.failure = RemoteProtocolError(reason)

@@ -26,7 +26,7 @@ def message(payload: bytes, traffic_class: int = 1, sender: bytes = PEER) -> Mes
 class Told:
     """An inbox, and what it said."""
 
-    def __init__(self, high_bytes: int = 1_000, cap_bytes: int = 2_000) -> None:
+    def __init__(self, high_bytes: int = 250, cap_bytes: int = 500) -> None:
         self.said: list[object] = []
         self.inbox = Inbox(
             high_bytes,
@@ -90,7 +90,7 @@ async def test_gaps_of_several_origins_are_one_of_none() -> None:
 
 
 async def test_a_slow_application_pauses_the_relay(script: ScriptedRelay, play: Connect) -> None:
-    async with play(settings={"inbox_high_bytes": 2_000, "inbox_bytes": 4_000}) as node:
+    async with play(settings={"inbox_high_bytes": 500, "inbox_bytes": 1_000}) as node:
         for number in range(12):
             script.say(Deliver(1, PEER, None, 1, 0, b"%d" % number))
         assert await script.expect(Pause) == Pause(None, 1)
@@ -102,7 +102,7 @@ async def test_a_slow_application_pauses_the_relay(script: ScriptedRelay, play: 
 
 
 async def test_a_pause_is_said_again_to_the_next_connection(script: ScriptedRelay, play: Connect) -> None:
-    async with play(settings={"inbox_high_bytes": 2_000, "inbox_bytes": 4_000}) as node:
+    async with play(settings={"inbox_high_bytes": 500, "inbox_bytes": 1_000}) as node:
         for _ in range(12):
             script.say(Deliver(1, PEER, None, 1, 0, b""))
         await script.expect(Pause)
@@ -113,7 +113,7 @@ async def test_a_pause_is_said_again_to_the_next_connection(script: ScriptedRela
 
 
 async def test_losses_here_and_there_are_events(script: ScriptedRelay, play: Connect) -> None:
-    async with play(settings={"inbox_high_bytes": 500, "inbox_bytes": 1_000}) as node:
+    async with play(settings={"inbox_high_bytes": 125, "inbox_bytes": 250}) as node:
         for _ in range(10):
             script.say(Deliver(1, PEER, None, 1, 0, b"12345"))
         script.say(Gap("room", None, 5, 2, 100, CONGESTED), Deliver(1, PEER, None, 5, 0, b"after"))
