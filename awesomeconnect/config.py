@@ -5,6 +5,7 @@ A setting that is a limit is above zero: 0 never means unlimited.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import inf
 from typing import Any
 
@@ -13,8 +14,12 @@ from attrs import Attribute, field, frozen
 from awesomeconnect.shaping.egress import EgressLimits
 from awesomeconnect.wire.connection import DEFAULT_PAYLOAD_BYTES
 from awesomeconnect.wire.framing import FRAME_OVERHEAD_BYTES
+from awesomeconnect.wire.messages import ClassContract
+from awesomeconnect.wire.rooms import room_name_problem
 
 DEFAULT_PORT = 7420
+#: What one read of 256 KiB can become: the shortest frame, of 11 bytes, leaves with its sender's key as 46.
+TURN_BYTES = 2 << 20
 
 
 def _positive(_settings: object, attribute: Attribute[Any], value: float) -> None:
@@ -32,6 +37,22 @@ def _within(least: float, most: float) -> Any:
 
 def _limit(default: float, least: float | None = None, most: float = inf) -> Any:
     return field(default=default, validator=_positive if least is None else _within(least, most))
+
+
+def _contracts(_settings: object, _attribute: object, value: tuple[ClassContract, ...]) -> None:
+    classes = [contract.traffic_class for contract in value]
+    if len(set(classes)) < len(classes):
+        raise ValueError("a traffic class has two contracts; give each class one")
+
+
+def _room_contracts(_settings: object, attribute: object, value: Mapping[str, tuple[ClassContract, ...]]) -> None:
+    for room, contracts in value.items():
+        if problem := room_name_problem(room):
+            raise ValueError(f"room {room!r}: {problem}")
+        try:
+            _contracts(_settings, attribute, contracts)
+        except ValueError as error:
+            raise ValueError(f"room {room!r}: {error}") from None
 
 
 @frozen
@@ -71,8 +92,20 @@ class RelaySettings:
     pause_ms: int = _limit(1_000)
     #: Unsent control frames at which a connection is dropped: one that provokes answers and does not read them.
     control_bytes: int = _limit(1 << 20)
+    #: What a connection may send in a class; a class that is not named is not limited.
+    contracts: tuple[ClassContract, ...] = field(default=(), validator=_contracts)
+    #: The same for messages to a room, by its name; they must keep within both.
+    room_contracts: Mapping[str, tuple[ClassContract, ...]] = field(factory=dict, validator=_room_contracts)
+    #: What the messages of one connection may be multiplied to by rooms: about what one core can send. The burst is
+    #: one turn's worth, or one message of the greatest size, to the largest room.
+    fan_out_bytes_per_s: int = _limit(1 << 30)
     #: Queues of one connection.
     egress: EgressLimits = field(factory=EgressLimits)
+
+    @property
+    def fan_out_burst_bytes(self) -> int:
+        """See ``fan_out_bytes_per_s``."""
+        return max(self.payload_bytes + FRAME_OVERHEAD_BYTES, TURN_BYTES) * self.room_members
 
     def __attrs_post_init__(self) -> None:
         if self.drop_s < 2 * self.keepalive_s:

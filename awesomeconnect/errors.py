@@ -19,7 +19,8 @@ The codes mirror the table in ``protocol-spec/errors.md``; a test compares the t
     ├── RequestFailed             the other node answered a request with an error
     ├── RequestTimeout            no answer to a request in time
     ├── AddressError              text that is not an address or a public key (also a ValueError)
-    └── KeyFileError              a key file that cannot be used, and what to do about it
+    ├── KeyFileError              a key file that cannot be used, and what to do about it
+    └── ContractError             a contract for traffic shaping that makes no sense (also a ValueError)
 
 This module imports nothing of the project.
 """
@@ -261,3 +262,7 @@ class AddressError(AwesomeConnectError, ValueError):
 
 class KeyFileError(AwesomeConnectError):
     """A key file that cannot be used; the text says what to do."""
+
+
+class ContractError(AwesomeConnectError, ValueError):
+    """A contract for traffic shaping that makes no sense; the text says which part, and why."""

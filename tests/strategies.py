@@ -55,7 +55,7 @@ counters = st.dictionaries(names, uints | tuples(uints, 4), max_size=8)
 incarnations = st.builds(m.Incarnation, uints, eight_bytes)
 join_flags = st.integers(0, 3)
 room_intents = st.builds(m.RoomIntent, room_texts, join_flags, st.none() | capabilities)
-contracts = tuples(st.builds(m.ClassContract, traffic_classes, uints, uints, uints), 7)
+contracts = tuples(st.builds(m.ClassContract, traffic_classes, positives, positives, uints), 7)
 members = st.builds(m.Member, keys, uints, attributes)
 targets = st.none() | room_texts | keys
 

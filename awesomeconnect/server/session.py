@@ -9,8 +9,10 @@ takes its next turn in line, and a long turn lets others run. Whatever goes wron
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -19,15 +21,18 @@ from awesomeconnect.errors import ErrorCode, HandshakeError, RemoteProtocolError
 from awesomeconnect.identity import short_key
 from awesomeconnect.relay.admission import judge_room
 from awesomeconnect.relay.flows import Router
+from awesomeconnect.relay.ingress import Ingress
 from awesomeconnect.relay.rooms import Peer, Place, Room
 from awesomeconnect.server.shaper import Outlet
 from awesomeconnect.server.transport import Transport
+from awesomeconnect.shaping.ats import NS_PER_S, Scheduler, SchedulerGroup
 from awesomeconnect.shaping.egress import CONTROL
 from awesomeconnect.wire.connection import RelayConnection
 from awesomeconnect.wire.messages import (
     REVISION,
     Anycast,
     Attributes,
+    ClassContract,
     Close,
     Contract,
     Goaway,
@@ -95,13 +100,16 @@ class Session:
     """
 
     __slots__ = (
+        "_alarm",
         "_connection",
         "_entered",
+        "_held_before",
         "_house",
         "_leave_by",
         "_paused",
         "_pauses",
         "_peer",
+        "_pongs",
         "_router",
         "_stalled",
         "_transport",
@@ -130,6 +138,10 @@ class Session:
         self.close_by: float | None = None
         self._peer: Peer | None = None  # holding the slot keeps it alive
         self._router: Router | None = None
+        self._alarm: trio.CancelScope | None = None  # a task waits for what the router holds
+        self._held_before = 0  # by routers that are forgotten
+        # Answers to flush PINGs that wait for the verdict on a held message: (ordinal before the PING, token).
+        self._pongs: deque[tuple[int, bytes]] | None = None
         self._paused: dict[tuple[Any, int], float] | None = None  # (target, class) -> when PAUSE may be repeated
         self._pauses: dict[int, float] | None = None  # classes that the client has paused for a time -> until when
         self._stalled = (0, 0)  # (bytes sent, tick) when the sweeper last saw progress
@@ -229,7 +241,9 @@ class Session:
         elif idle_s and not (tick - self.heard) % self._house.keepalive_ticks and self._is_open():
             if self._router is not None:
                 self._router.forget()  # an idle connection stays small
-                self._router = None
+                if self._router.ingress.is_idle(self._house.now_ns()):
+                    self._held_before += self._router.ingress.held_messages
+                    self._router = None
             self.tell(Ping(PingKind.KEEPALIVE))
             self.outlet.flush()
 
@@ -316,7 +330,7 @@ class Session:
         peer.node = self
         peer.egress = self.outlet
         self._peer = peer
-        self.tell(Welcome(REVISION, house.epoch, house.limits))
+        self.tell(Welcome(REVISION, house.epoch, house.limits, house.settings.contracts))
         for intent in hello.rooms:
             self._on_join(Join(intent.room, intent.flags, intent.capability))
         log.debug("%s: connected", self)
@@ -369,7 +383,7 @@ class Session:
                 finally:  # what came before a malformed frame is routed
                     if connection.reader.touched:
                         assert self._router is not None  # flows are bound by it
-                        work += self._router.route_gathered()
+                        work += self._router.route_gathered(house.now_ns())
                 if message is None:
                     break
                 handler = _HANDLERS.get(type(message))
@@ -387,6 +401,8 @@ class Session:
         finally:
             if house.touched:
                 house.settle()
+            if self._router is not None and self._router.ingress.waiting:
+                self._set_alarm(self._router)
         return house.traffic.delivered_bytes - routed_before
 
     async def _finish(self) -> None:
@@ -439,6 +455,7 @@ class Session:
     def _router_now(self) -> Router:
         if self._router is None:
             house = self._house
+            now_ns = house.now_ns()
             self._router = Router(
                 house.registry,
                 self.key,
@@ -448,22 +465,102 @@ class Session:
                 house.touched,
                 house.unicasts,
                 self._on_receiver_gone,
+                Ingress(house.settings.contracts, now_ns),
+                Scheduler(
+                    house.settings.fan_out_bytes_per_s,
+                    house.settings.fan_out_burst_bytes,
+                    SchedulerGroup(0),
+                    now_ns=now_ns,
+                ),
+                self._on_first_to,
                 self._on_refused,
                 self._on_congested,
             )
         return self._router
 
     def _on_publish(self, message: Publish) -> int:
-        return self._router_now().publish(message, self._connection.reader.ordinal)
+        return self._router_now().publish(message, self._connection.reader.ordinal, self._house.now_ns())
 
     def _on_send(self, message: Send) -> int:
-        return self._router_now().send(message, self._connection.reader.ordinal)
+        return self._router_now().send(message, self._connection.reader.ordinal, self._house.now_ns())
 
     def _on_anycast(self, message: Anycast) -> int:
-        return self._router_now().anycast(message, self._connection.reader.ordinal)
+        return self._router_now().anycast(message, self._connection.reader.ordinal, self._house.now_ns())
 
-    def _on_refused(self, first: int, count: int, code: ErrorCode) -> None:
-        self.tell(Reject(first, count, code))
+    def _on_refused(self, first: int, count: int, code: ErrorCode, retry_after_ms: int) -> None:
+        if self._peer is not None:  # else the client left while its message was held
+            self.tell(Reject(first, count, code, retry_after_ms))
+
+    def _on_first_to(self, room: Room) -> Sequence[ClassContract]:
+        """The contracts of a room that this connection has sent nothing to, or not since they changed."""
+        contracts = self._house.contracts_of(room.name)
+        if contracts and room not in self.rooms:
+            # SPEC shaping.md: A relay SHOULD send CONTRACT for a room that has contracts when it receives the
+            #   first message for it from a connection that has not joined it.
+            self.tell(Contract(room.name, ErrorCode.OK, contracts))
+        return contracts
+
+    # ---- contracts that change, and what they hold ---------------------------------------------------
+
+    def change_contracts(self) -> None:
+        """Apply the relay's contracts, which have changed, and tell the client."""
+        if not self._is_open() or self._peer is None:
+            return
+        # SPEC shaping.md: A relay MUST NOT apply a contract to a connection to which it has not announced it.
+        self.tell(Contract(None, ErrorCode.OK, self._house.settings.contracts))
+        if self._router is not None:
+            self._router.ingress.set_contracts(self._house.settings.contracts, self._house.now_ns())
+
+    def change_room_contracts(self, room: Room) -> None:
+        """The same for the contracts of a room."""
+        if not self._is_open() or self._peer is None:
+            return
+        contracts = self._house.contracts_of(room.name)
+        is_known = self._router is not None and self._router.ingress.knows(room)
+        if is_known or room in self.rooms:
+            self.tell(Contract(room.name, ErrorCode.OK, contracts))
+        if self._router is not None:
+            if is_known:
+                self._router.ingress.set_contracts(contracts, self._house.now_ns(), room)
+            self._router.forget()  # so that the next message is a first one
+
+    def _set_alarm(self, router: Router) -> None:
+        """See that what is held leaves in time: by a task that waits for the earliest of it."""
+        deadline = router.ingress.next_ns / NS_PER_S + ALARM_SLACK_S
+        if self._alarm is None:
+            self._alarm = trio.CancelScope(deadline=deadline)
+            self._house.start_shaper(partial(self._release, router))
+        else:
+            self._alarm.deadline = min(self._alarm.deadline, deadline)
+
+    async def _release(self, router: Router) -> None:
+        """Forward what is held when it is eligible, also after the client has left."""
+        ingress = router.ingress
+        try:
+            while self._alarm is not None:
+                with self._alarm:
+                    await trio.sleep_forever()
+                self._alarm = None
+                ingress.release(self._house.now_ns(), TURN_DELIVERIES)
+                self._answer_flushes(router)
+                self._house.settle()
+                if ingress.waiting:
+                    self._alarm = trio.CancelScope(deadline=ingress.next_ns / NS_PER_S + ALARM_SLACK_S)
+        except Exception:
+            self._house.count("internal_errors")
+            log.exception("%s: closed after an error in the relay; please report it", self)
+            self._transport.close()
+        finally:
+            self._alarm = None
+
+    def _answer_flushes(self, router: Router) -> None:
+        # SPEC shaping.md: A relay MUST queue the PONG to a flush PING only when it has processed every message that
+        #   it received before that PING and holds.
+        held = router.ingress.oldest_held
+        while self._pongs and (held is None or held > self._pongs[0][0]):
+            token = self._pongs.popleft()[1]
+            if self._peer is not None:
+                self.tell(Pong(token))
 
     def _on_receiver_gone(self, first: int, count: int) -> None:
         """Messages that were accepted for a receiver are lost, because it disconnected first."""
@@ -473,6 +570,8 @@ class Session:
 
     def _on_congested(self, target: Room | Peer, traffic_class: int, egress: Any) -> None:
         """A receiver's queue is above its high-water mark: ask this sender to pause, at most every 100 ms."""
+        if self._peer is None:
+            return
         now = trio.current_time()
         if self._paused is None or len(self._paused) > MAX_PAUSED:
             self._paused = {}
@@ -508,7 +607,8 @@ class Session:
             return
         room = house.registry.join(self, self.outlet, message.room, message.flags)
         house.note_change(room)
-        self.tell(Joined(room.name, room.version, len(room.members), room.messages))
+        contracts = house.contracts_of(room.name)
+        self.tell(Joined(room.name, room.version, len(room.members), room.messages, contracts))
 
     def _on_leave(self, message: Leave) -> None:
         room = self._house.registry.find_room(message.room)
@@ -529,7 +629,8 @@ class Session:
         return len(room.members) + MEMBER_COST * len(page.page)
 
     def _on_present(self, message: Present) -> None:
-        self.tell(Contract(message.room, judge_room(self.key, message.room)))
+        code = judge_room(self.key, message.room)
+        self.tell(Contract(message.room, code, () if code else self._house.contracts_of(message.room)))
 
     def _on_pause(self, message: Pause) -> None:
         self.outlet.pause(message.traffic_class)
@@ -549,11 +650,18 @@ class Session:
         self._house.touched[self.outlet] = None
 
     def _on_ping(self, message: Ping) -> None:
-        # Everything before it has had its verdict: refusals are in the queue that this joins.
-        self.tell(Pong(message.token))
+        if message.kind == PingKind.FLUSH and self._router is not None and self._router.ingress.waiting:
+            if self._pongs is None:
+                self._pongs = deque()
+            if len(self._pongs) >= MAX_PONGS:
+                self._pongs.pop()  # the answer to a later PING answers this one as well
+            self._pongs.append((self._connection.reader.ordinal, message.token))
+        else:
+            # Everything before it has had its verdict: refusals are in the queue that this joins.
+            self.tell(Pong(message.token))
 
     def _on_stats(self, _message: Stats) -> None:
-        outlet = self.outlet
+        outlet, router = self.outlet, self._router
         self.tell(
             StatsReport(
                 {
@@ -561,11 +669,16 @@ class Session:
                     "sent_bytes": outlet.sent_bytes,
                     "queued_bytes": tuple(outlet.queued),
                     "rooms": len(self.rooms),
+                    "held_messages": self._held_before + (router.ingress.held_messages if router else 0),
                 }
             )
         )
 
 
+#: A deadline in seconds is not quite the nanosecond that it stands for.
+ALARM_SLACK_S = 1e-6
+#: Flush PINGs that wait for held messages.
+MAX_PONGS = 64
 #: A PAUSE for one target and class is repeated after this at the earliest.
 PAUSE_INTERVAL_S = 0.1
 #: Destinations whose last PAUSE is remembered.

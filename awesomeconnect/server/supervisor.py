@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
+from attrs import evolve
 
 from awesomeconnect.config import RelaySettings
 from awesomeconnect.errors import ErrorCode
@@ -30,8 +31,9 @@ from awesomeconnect.server.listeners import close_listener
 from awesomeconnect.server.session import Session
 from awesomeconnect.server.shaper import Outlet
 from awesomeconnect.server.transport import SocketTransport, Transport
+from awesomeconnect.shaping.ats import NS_PER_S
 from awesomeconnect.wire.framing import FRAME_OVERHEAD_BYTES
-from awesomeconnect.wire.messages import Goaway, Presence, class_of, encode_frame
+from awesomeconnect.wire.messages import ClassContract, Goaway, Presence, class_of, encode_frame
 
 log = logging.getLogger("awesomeconnect.server")
 
@@ -189,6 +191,39 @@ class Relay:
     def goaway(self, code: ErrorCode, window_s: float) -> Goaway:
         """Asks a client to leave within a window."""
         return Goaway(code, round(window_s * 1000), round(self.settings.spread_s * 1000))
+
+    def now_ns(self) -> int:
+        """The clock of all shaping, in integer nanoseconds."""
+        return int(trio.current_time() * NS_PER_S)
+
+    def contracts_of(self, room: str) -> tuple[ClassContract, ...]:
+        """What a connection may send to a room, beside what it may send in all; empty for most rooms."""
+        return self.settings.room_contracts.get(room, ())
+
+    def set_contracts(self, contracts: Sequence[ClassContract]) -> None:
+        """Replace what each connection may send, and tell the clients. What is held keeps its time.
+
+        Raises:
+            ValueError: two contracts for a class; nothing has changed.
+        """
+        self.settings = evolve(self.settings, contracts=tuple(contracts))
+        for session in list(self.sessions):
+            session.change_contracts()
+        self.settle()
+
+    def set_room_contracts(self, room: str, contracts: Sequence[ClassContract]) -> None:
+        """The same for what each connection may send to a room: a setting of the relay, or of the room's owner.
+
+        Raises:
+            ValueError: two contracts for a class, or not the name of a room; nothing has changed.
+        """
+        all_rooms = {**self.settings.room_contracts, room: tuple(contracts)}
+        self.settings = evolve(self.settings, room_contracts=all_rooms)
+        slot = self.registry.find_room(room)
+        if slot is not None:
+            for session in list(self.sessions):
+                session.change_room_contracts(slot)
+            self.settle()
 
     def connect(self, transport: Transport) -> None:
         """Take a new connection: from a listener, or from a simulated network."""

@@ -107,11 +107,20 @@ class Egress:
 
     def has_room(self, traffic_class: int, size: int) -> bool:
         """Whether a class takes ``size`` bytes more; if not, it is closed until it has drained to half its cap."""
-        queued = self.queued[traffic_class] + size
-        if queued > self.limits.class_bytes or self.total + size > self.limits.total_bytes:
-            self._overflowed(traffic_class)
-            return False
-        return self._caps is None or self._recovered(traffic_class)
+        if self.queued[traffic_class] + size <= self.limits.class_bytes and (
+            self.total + size <= self.limits.total_bytes
+        ):
+            if self._caps is None:
+                return True
+            if not self._recovered(traffic_class):
+                return False
+            # The GAP frames that take the place of what was lost need room as well.
+            if self.queued[traffic_class] + size <= self.limits.class_bytes and (
+                self.total + size <= self.limits.total_bytes
+            ):
+                return True
+        self._overflowed(traffic_class)
+        return False
 
     def push_control(self, frame: bytes) -> None:
         """Queue a small control frame. Never refused: whoever queues them watches ``queued[CONTROL]``."""

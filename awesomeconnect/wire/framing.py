@@ -56,7 +56,7 @@ class FrameReader:
     Attributes:
         limit: longest body accepted, in bytes; raised when the session opens.
         touched: streams that `gather` put frames into, in order of first touch; the caller empties it.
-        runs: ``(stream, first ordinal, frames)`` in the order of arrival; the caller empties it.
+        runs: ``(stream, first ordinal, frames, bytes of each)`` in the order of arrival; the caller empties it.
         ordinal: application messages counted so far: those gathered here, and those that the decoder counts.
         open_classes: traffic classes in which a fragmented frame is open: no other frame of them may come.
     """
@@ -82,7 +82,7 @@ class FrameReader:
         self.limit = limit
         self.payload_limit = 0
         self.touched: list[Any] = []
-        self.runs: list[tuple[Any, int, int]] = []
+        self.runs: list[tuple[Any, int, int, int]] = []
         self.ordinal = 0
         self.open_classes: set[int] = set()
         self._data = b""
@@ -164,7 +164,7 @@ class FrameReader:
             count = len(tails) - 1
             stream.frames += count
             stream.received_bytes += count * total
-            self.runs.append((stream, self.ordinal + 1, count))
+            self.runs.append((stream, self.ordinal + 1, count, total))
             self.ordinal += count
         self._data = data[offset:]
         self._offset = 0

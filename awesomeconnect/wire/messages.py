@@ -71,7 +71,7 @@ class Role(Enum):
     RELAY = "relay"
 
 
-# SPEC flow-control.md: A client MUST accept contracts in WELCOME, JOINED and CONTRACT.
+# SPEC shaping.md: A client MUST accept contracts in WELCOME, JOINED and CONTRACT.
 _contracts: Final = parts(ClassContract, "class contracts", 7)
 _members: Final = parts(Member, "members")
 

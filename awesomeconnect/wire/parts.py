@@ -96,8 +96,8 @@ class ClassContract:
     """How much of a traffic class a connection may send; a class without one is not limited."""
 
     traffic_class: int = field(validator=check.traffic_class)
-    cir_bytes_per_s: int = field(validator=check.uint)
-    cbs_bytes: int = field(validator=check.uint)
+    cir_bytes_per_s: int = field(validator=check.positive)
+    cbs_bytes: int = field(validator=check.positive)
     max_residence_ms: int = field(validator=check.uint)
 
 

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from awesomeconnect.errors import ErrorCode
 from awesomeconnect.identity import Identity
 from awesomeconnect.relay.flows import MAX_STREAMS, Router, Traffic, count_frames
+from awesomeconnect.relay.ingress import Ingress
 from awesomeconnect.relay.rooms import Peer, Place, Registry, Room
+from awesomeconnect.shaping.ats import Scheduler, SchedulerGroup
 from awesomeconnect.shaping.egress import Egress, EgressLimits
 from awesomeconnect.wire.connection import ClientConnection, RelayConnection
 from awesomeconnect.wire.messages import (
@@ -103,7 +105,10 @@ class Sender:
             self.touched,
             self.unicasts,
             lambda first, count: self.gone.append((first, count)),
-            lambda first, count, code: self.refused.append(Verdict(first, count, code)),
+            Ingress((), 0),
+            Scheduler(1 << 40, 1 << 40, SchedulerGroup(0), now_ns=0),
+            lambda _room: (),
+            lambda first, count, code, _retry_after_ms: self.refused.append(Verdict(first, count, code)),
             lambda target, traffic_class, egress: self.congested.append((target, traffic_class, egress)),
         )
 
@@ -121,10 +126,10 @@ class Sender:
         while True:
             message = self.relay.next_message()
             if self.relay.reader.touched:
-                self.router.route_gathered()
+                self.router.route_gathered(0)
             if message is None:
                 return
-            routes[type(message)](message, self.relay.reader.ordinal)
+            routes[type(message)](message, self.relay.reader.ordinal, 0)
 
     def got(self) -> list[Message]:
         """Everything that waits for this connection, in order of departure."""

@@ -180,6 +180,9 @@ class EgressMachine(RuleBasedStateMachine):
             return False
         self.closed.discard(traffic_class)
         self.place_gaps(traffic_class)
+        if self.bytes[traffic_class] + size > LIMITS.class_bytes or sum(self.bytes) + size > LIMITS.total_bytes:
+            self.closed.add(traffic_class)
+            return False
         return True
 
     @rule(traffic_class=classes, size=sizes, count=st.sampled_from([1, 1, 2, 7]), room=st.sampled_from(ROOMS))
@@ -490,6 +493,17 @@ def test_an_entry_of_more_than_half_the_cap_fits_again_after_an_overflow(egress:
     while egress.take():
         pass
     assert egress.push(1, entry)
+
+
+def test_what_it_says_it_has_room_for_it_takes() -> None:
+    """The GAP that tells of a loss needs room itself."""
+    egress = Egress(EgressLimits(1_000, 1_000, 1_500))
+    assert egress.push(1, deliver(0, 1, 400))
+    assert not egress.push(1, deliver(1, 1, 700))
+    egress.lose(1, "a", 1, 700)
+    assert egress.push(0, deliver(2, 0, 900))
+    entry = bytes(1_500 - egress.total)
+    assert egress.has_room(1, len(entry)) == egress.push(1, entry)
 
 
 def test_losses_of_several_rooms_are_told_one_by_one_at_their_place(egress: Egress) -> None:

@@ -220,9 +220,10 @@ def _bind(reader: FrameReader, message: Message) -> None:
 def _gathered(reader: FrameReader) -> Iterator[Counted]:
     """The messages that the reader has put into streams, in the order in which they came."""
     parts = {id(stream): iter(stream.parts) for stream in reader.touched}
-    for stream, first, count in reader.runs:
+    for stream, first, count, size in reader.runs:
         bodies = list(frames_of(next(parts[id(stream)])))
         assert len(bodies) == count
+        assert {LENGTH_BYTES + len(body) for body in bodies} == {size}
         for ordinal, body in enumerate(bodies, first):
             message = decode_body(body, Role.CLIENT)
             assert message is not None

@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from awesomeconnect.errors import ErrorCode, RemoteProtocolError
 from awesomeconnect.relay import flows
 from awesomeconnect.relay.flows import Router, Traffic, Unicast
+from awesomeconnect.relay.ingress import Ingress
 from awesomeconnect.relay.rooms import Place, Registry, Room
+from awesomeconnect.shaping.ats import Scheduler, SchedulerGroup
 from awesomeconnect.shaping.egress import Egress, EgressLimits
 from awesomeconnect.wire import framing
 from awesomeconnect.wire.connection import Connection
@@ -131,6 +133,9 @@ class House:
             touched={},
             unicasts=self.unicasts,
             gone=self.gone,
+            ingress=Ingress((), 0),
+            fan_out=Scheduler(1 << 40, 1 << 40, SchedulerGroup(0), now_ns=0),
+            room_contracts=lambda _room: (),
             refuse=self.refuse,
             congested=self.congested,
         )
@@ -138,7 +143,7 @@ class House:
     def join(self, key: bytes, room: str) -> None:
         self.registry.join(self.nodes[key], self.nodes[key].egress, room, JoinFlags.NONE)
 
-    def refuse(self, first: int, count: int, code: ErrorCode) -> None:
+    def refuse(self, first: int, count: int, code: ErrorCode, _retry_after_ms: int) -> None:
         for ordinal in range(first, first + count):
             assert ordinal not in self.outcome.rejected
             self.outcome.rejected[ordinal] = code
@@ -180,18 +185,18 @@ class House:
                 message = self.relay.next_message()
             finally:
                 if self.relay.reader.touched:
-                    self.router.route_gathered()
+                    self.router.route_gathered(0)
             if message is None:
                 return
             self.handle(message, self.relay.reader.ordinal)
 
     def handle(self, message: Message, ordinal: int) -> None:
         if isinstance(message, Publish):
-            self.router.publish(message, ordinal)
+            self.router.publish(message, ordinal, 0)
         elif isinstance(message, Send):
-            self.router.send(message, ordinal)
+            self.router.send(message, ordinal, 0)
         elif isinstance(message, Anycast):
-            self.router.anycast(message, ordinal)
+            self.router.anycast(message, ordinal, 0)
         else:
             self.outcome.control.append(Counted(ordinal, message))
             self.change(message)

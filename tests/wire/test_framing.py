@@ -132,7 +132,7 @@ class TestGather:
         ]
         assert (stream.frames, stream.received_bytes) == (2, 2 * len(publish(payload[:size])))
         assert reader.touched == [stream]
-        assert reader.runs == [(stream, 1, 2)]
+        assert reader.runs == [(stream, 1, 2, len(publish(payload[:size])))]
         assert reader.ordinal == 2
 
     def test_streams_and_runs_in_the_order_of_arrival(self) -> None:
@@ -143,7 +143,13 @@ class TestGather:
         reader.feed([b"".join(frames)])
         assert reader.gather() is None
         assert reader.touched == [one, two]
-        assert reader.runs == [(one, 1, 2), (two, 3, 1), (one, 4, 1), (two, 5, 1)]
+        sizes = [len(frame) for frame in frames]
+        assert reader.runs == [
+            (one, 1, 2, sizes[0]),
+            (two, 3, 1, sizes[2]),
+            (one, 4, 1, sizes[3]),
+            (two, 5, 1, sizes[4]),
+        ]
         assert (one.frames, two.frames) == (3, 2)
 
     def test_stops_at_a_frame_that_it_does_not_recognise(self) -> None:
