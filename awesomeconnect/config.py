@@ -6,9 +6,11 @@ A setting that is a limit is above zero: 0 never means unlimited.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
 from attrs import Attribute, field, frozen
+from attrs.validators import optional
 
 from awesomeconnect.shaping.egress import EgressLimits
 from awesomeconnect.wire.connection import DEFAULT_PAYLOAD_BYTES
@@ -26,16 +28,16 @@ def _positive(_settings: object, attribute: Attribute[Any], value: float) -> Non
         raise ValueError(f"{attribute.name} must be above 0, not {value}")
 
 
-def _at_least(least: float) -> Any:
+def _within(least: float, most: float) -> Any:
     def check(_settings: object, attribute: Attribute[Any], value: float) -> None:
-        if value < least:
-            raise ValueError(f"{attribute.name} must be at least {least:,}, not {value:,}")
+        if not least <= value <= most:
+            raise ValueError(f"{attribute.name} must be from {least:,} to {most:,}, not {value:,}")
 
     return check
 
 
-def _limit(default: float, least: float | None = None) -> Any:
-    return field(default=default, validator=_positive if least is None else _at_least(least))
+def _limit(default: float, least: float | None = None, most: float = inf) -> Any:
+    return field(default=default, validator=_positive if least is None else _within(least, most))
 
 
 def _contracts(_settings: object, _attribute: object, value: tuple[ClassContract, ...]) -> None:
@@ -59,13 +61,13 @@ class RelaySettings:
     """What a relay allows and how long it waits. Times in seconds, sizes in bytes."""
 
     #: Payload of one message: the ancestor's block batches reach 900 kB.
-    payload_bytes: int = _limit(DEFAULT_PAYLOAD_BYTES, least=4_096)
+    payload_bytes: int = _limit(DEFAULT_PAYLOAD_BYTES, least=4_096, most=1 << 30)
     #: Rooms a connection is in at once; HELLO can name as many.
     rooms_per_connection: int = _limit(256)
     #: Members of a room; a join beyond is refused with room_full. Ten times the largest room that is tested.
     room_members: int = _limit(10_000)
     #: A MEMBERS_PAGE frame: below the smallest frame limit, 44 members with full attributes.
-    page_bytes: int = _limit(49_152, least=2_048)
+    page_bytes: int = _limit(49_152, least=2_048, most=65_536)
     #: Connections at once, authenticated or not; also kept below the process's file descriptor limit.
     connections: int = _limit(100_000)
     #: Silence after which the relay asks whether a client is there: below the 30 s of impatient NAT boxes.
@@ -98,6 +100,9 @@ class RelaySettings:
     #: What the messages of one connection may be multiplied to by rooms: about what one core can send. The burst is
     #: one turn's worth, or one message of the greatest size, to the largest room.
     fan_out_bytes_per_s: int = _limit(1 << 30)
+    #: What the link of every receiver carries at least, if that is known: published delay bounds rest on it, and on
+    #: contracts for their class and all above, and on the number of connections.
+    downlink_bytes_per_s: int | None = field(default=None, validator=optional(_positive))
     #: Queues of one connection.
     egress: EgressLimits = field(factory=EgressLimits)
 
@@ -109,3 +114,7 @@ class RelaySettings:
     def __attrs_post_init__(self) -> None:
         if self.drop_s < 2 * self.keepalive_s:
             raise ValueError(f"drop_s must be at least twice keepalive_s ({self.keepalive_s:g})")
+        if self.payload_bytes + FRAME_OVERHEAD_BYTES > self.egress.class_bytes:
+            raise ValueError(
+                f"egress.class_bytes must hold the longest message: over payload_bytes ({self.payload_bytes:,})"
+            )

@@ -54,6 +54,7 @@ def parse_key(text: str) -> bytes:
     Raises:
         AddressError: anything but 64 lower-case hexadecimal digits.
     """
+    # SPEC handshake.md: A client MUST refuse an address whose key is not 64 lower-case hexadecimal digits.
     if not _KEY_TEXT.fullmatch(text):
         raise AddressError(f"not a public key: {text[:80]!r}; expected 64 lower-case hexadecimal digits")
     return bytes.fromhex(text)
@@ -61,6 +62,7 @@ def parse_key(text: str) -> bytes:
 
 def key_text(key: bytes) -> str:
     """The text form of a public key: 64 lower-case hexadecimal digits."""
+    # SPEC messages.md: The text form of a key is its 32 bytes as 64 lower-case hexadecimal digits.
     return key.hex()
 
 
@@ -75,6 +77,8 @@ def x25519_image(public_key: bytes) -> bytes:
     Raises:
         ValueError: not 32 bytes, or not the canonical form of a point of the prime-order subgroup.
     """
+    # SPEC handshake.md: A side MUST refuse an identity that is not the canonical encoding of a point of the
+    #   prime-order subgroup of Ed25519 other than the neutral element.
     if len(public_key) != KEY_BYTES or not crypto_core_ed25519_is_valid_point(public_key):
         raise ValueError("not an Ed25519 public key of prime order")
     return crypto_sign_ed25519_pk_to_curve25519(public_key)
@@ -252,6 +256,7 @@ class RelayAddress:
         AddressError: a part that is none of these.
     """
 
+    # SPEC handshake.md: A client MUST NOT connect to a relay without knowing its key beforehand.
     key: bytes = attrs.field(repr=key_text)
     host: str = attrs.field(default="", converter=_checked_host)
     port: int = DEFAULT_PORT
@@ -287,6 +292,7 @@ class RelayAddress:
         key = parse_key(parts["key"])
         if parts["path"]:
             return cls(key, path=parts["path"])
+        # SPEC handshake.md: A client MUST use port 7420 for an address without a port.
         return cls(key, parts["host"] or parts["ipv6"], int(parts["port"] or DEFAULT_PORT))
 
     def __str__(self) -> str:

@@ -4,7 +4,9 @@ node       the public `Node`, and `connect`
 link       one connection: handshake, reader, writer, keepalive
 outbox     what waits to be sent; receipts of it (receipts)
 inbox      what waits for the application
-rooms      where the node wants to be, member lists, watches
+pauses     receivers that are behind, and publishers that wait for them
+rooms      where the node wants to be, and member lists
+watch      a member list that is always right in the end
 requests   requests that wait for answers
 dialler    finds a relay that answers
 reconnect  backoff, and the incarnation of this process

@@ -6,7 +6,6 @@ Plain values, and the log that hands events out. Nothing here knows a connection
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
 from typing import TypeAlias
 
 from attrs import evolve, frozen
@@ -190,17 +189,34 @@ class EventLog:
         self._closed = True
         self._changed.notify()
 
-    async def read(self) -> AsyncIterator[Event]:
+    def read(self) -> EventReader:
         """Events from the oldest kept one on, until the log is closed."""
-        place = self._end - len(self._kept)
-        while True:
-            place = max(place, self._end - len(self._kept))
-            if place < self._end:
-                event = self._kept[place - self._end]
-                place += 1
-                self._read = max(self._read, place)
-                yield event
-            elif self._closed:
-                return
-            else:
-                await self._changed.wait()
+        return EventReader(self)
+
+    async def after(self, place: int) -> tuple[int, Event] | None:
+        """The first event after the first ``place`` ones that is still kept, and its place; None at the end."""
+        while self._end <= place:
+            if self._closed:
+                return None
+            await self._changed.wait()
+        place = max(place, self._end - len(self._kept))
+        self._read = max(self._read, place + 1)
+        return place + 1, self._kept[place - self._end]
+
+
+class EventReader:
+    """One reader's place in an `EventLog`: an async iterator of events."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self._place = 0
+
+    def __aiter__(self) -> EventReader:
+        return self
+
+    async def __anext__(self) -> Event:
+        found = await self._log.after(self._place)
+        if found is None:
+            raise StopAsyncIteration
+        self._place, event = found
+        return event

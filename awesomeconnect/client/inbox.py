@@ -17,8 +17,9 @@ from awesomeconnect.client.waiting import Signal
 from awesomeconnect.errors import ErrorCode
 
 CLASSES = 7  # without CONTROL
-#: What a waiting message costs beside its payload: the objects around it.
-OVERHEAD_BYTES = 256
+#: What a waiting message is charged beside its payload: about its frame. So what was under way in socket buffers
+#: when the relay paused, however small its messages, is charged little more than it took there.
+OVERHEAD_BYTES = 64
 
 
 class Inbox:

@@ -30,11 +30,11 @@ from awesomeconnect.client.events import (
     Disconnected,
     Event,
     EventLog,
+    EventReader,
     GapReport,
     GoingAway,
     Message,
     Paused,
-    PresenceChange,
     Refusal,
     Resumed,
     RoomLost,
@@ -42,12 +42,14 @@ from awesomeconnect.client.events import (
 from awesomeconnect.client.inbox import Inbox
 from awesomeconnect.client.link import Limits, Link
 from awesomeconnect.client.outbox import Outbox, over_burst, too_large
+from awesomeconnect.client.pauses import Pauses
 from awesomeconnect.client.receipts import TOKEN_BYTES, Flow, Receipt
 from awesomeconnect.client.reconnect import MOST_SPREAD_S
 from awesomeconnect.client.requests import ANSWERED, FAILED, ID_BYTES, Request, Requests, response
 from awesomeconnect.client.rooms import Rooms
 from awesomeconnect.client.settings import ClientSettings
 from awesomeconnect.client.waiting import Answer, Signal
+from awesomeconnect.client.watch import Watch
 from awesomeconnect.errors import (
     AddressError,
     AwesomeConnectError,
@@ -95,7 +97,7 @@ TURN_BYTES = 64 << 10
 TURN_MESSAGES = 512
 #: A message counts for at least this much.
 MESSAGE_COST_BYTES = 64
-#: Destinations whose flows, and whose pauses, are remembered.
+#: Destinations whose flows are remembered.
 MAX_FLOWS = 1_024
 _HANDED_OUT = frozenset({Content.APPLICATION, Content.REQUEST})
 
@@ -163,7 +165,7 @@ class Node:
         self._dialler = Dialler(addresses, identity, settings, self._hello)
         self._publish_flows: dict[tuple[str, int], Flow] = {}
         self._other_flows: dict[tuple[Any, ...], Flow] = {}
-        self._pauses: dict[tuple[str | bytes, int], float] = {}  # until when
+        self._pauses = Pauses(lambda: self._outbox.flush().answer.wait())
         self._pings: dict[bytes, Answer[float]] = {}
         self._link: Link | None = None  # while it is up
         self._relay = addresses[0]
@@ -172,7 +174,7 @@ class Node:
         self._closing = False
         self._ended: Exception | None = None
         self._is_over = False
-        self._changed = Signal()  # connected, disconnected, over, or a pause has ended
+        self._changed = Signal()  # connected, disconnected, or over
         self._turn_bytes = 0
         self._turn_messages = 0
         self._connections = 0
@@ -314,11 +316,13 @@ class Node:
                     break
         except AwesomeConnectError as over:
             problems.append(over)
+        forgotten = outbox.verdicts.forgotten
         problems[:0] = outbox.verdicts.take_problems()
         if len(problems) == 1:
             raise problems[0]
         if problems:
-            raise ExceptionGroup("messages since the last flush were not all accepted", problems)
+            more = f", and {forgotten} more problems" if forgotten else ""
+            raise ExceptionGroup(f"messages since the last flush were not all accepted{more}", problems)
 
     async def request(
         self,
@@ -388,10 +392,9 @@ class Node:
             await self._inbox.arrived.wait()
         return message
 
-    async def events(self) -> AsyncIterator[Event]:
+    def events(self) -> EventReader:
         """What happens to the node's connection, from the oldest event that is kept. Ends with the node."""
-        async for event in self._events.read():
-            yield event
+        return self._events.read()
 
     # ---- rooms ---------------------------------------------------------------------------------------
 
@@ -431,22 +434,19 @@ class Node:
         self._check_open()
         return (await self._rooms.members(room))[1]
 
-    async def watch(self, room: str) -> AsyncIterator[PresenceChange]:
-        """Changes of a room's membership; the first item has all members. Ends when the node is closed.
+    def watch(self, room: str) -> Watch:
+        """Changes of a room's membership, to iterate over; the first item has all members.
 
         A node that is not in the room observes it meanwhile. After a reconnect the next item is the difference.
+        Ends when the node is closed.
 
-        Raises:
+        Raises, while it is iterated over:
             RoomRefused: the relay does not let the node look, or not any more.
             LinkError: as `publish`.
         """
         _check_room(room)
         self._check_open()
-        with self._rooms.watching(room) as watch:
-            async for change in self._rooms.changes(watch):
-                yield change
-        if self._ended is not None:
-            raise self._ended.with_traceback(None)
+        return Watch(self._rooms, room)
 
     async def ping(self) -> float:
         """The time from here to the relay and back, in seconds.
@@ -465,18 +465,21 @@ class Node:
             self._pings.pop(token, None)
 
     async def aclose(self) -> None:
-        """Send what is queued, say CLOSE, and wait for the relay's, at most for ``closing_s``. Idempotent.
+        """Send what is queued, say CLOSE, and wait for the relay's. Idempotent.
 
-        Refusals that nobody flushed for are not raised. Without a connection nothing waits.
+        Gives up when nothing has moved for ``closing_s``, and at once when there is no connection: `flush` first
+        where that matters. Refusals that nobody flushed for are not raised.
         """
         if not self._closing:
             self._closing = True
             self._changed.notify()
             if self._link is not None:
                 self._link.close()
-        with anyio.move_on_after(self._settings.closing_s):
-            while self._link is not None:
-                await self._changed.wait()
+        departed = -1
+        while self._link is not None and departed != (departed := sum(self._outbox.departed)):
+            with anyio.move_on_after(self._settings.closing_s):
+                while self._link is not None:
+                    await self._changed.wait()
         if self._link is not None:
             self._link.end(ConnectionBroken("the relay did not answer CLOSE"))
         self._finish(None)
@@ -531,6 +534,7 @@ class Node:
         if self._turn_bytes > TURN_BYTES:
             self._turn_bytes = 0
             await anyio.lowlevel.checkpoint()
+        passed = False
         while True:
             await self._connected()
             self._check_size(flow, size)
@@ -538,13 +542,13 @@ class Node:
                 await outbox.progress.wait()
             elif not wait:
                 return
-            elif (pause_s := self._pause_s(flow)) > 0:
-                with anyio.move_on_after(pause_s):
-                    await self._changed.wait()
             elif (undecided := outbox.undecided_bytes) and undecided + size > self._settings.window_bytes:
                 if not outbox.is_asking:
                     outbox.flush()
                 await outbox.progress.wait()
+            elif (where := (flow.target, flow.traffic_class)) in self._pauses and not passed:
+                await self._pauses.passed(where)
+                passed = True
             else:
                 return
 
@@ -555,11 +559,6 @@ class Node:
         #   its contract.
         if self._outbox.never_leaves(flow, size):
             raise over_burst(flow, size)
-
-    def _pause_s(self, flow: Flow) -> float:
-        """How long a publisher that waits should still wait for this destination."""
-        until = self._pauses.get((flow.target, flow.traffic_class), 0.0)
-        return until - anyio.current_time() if until else 0.0
 
     async def _ask(self, flow: Flow, peer: bytes | None, payload: Payload, timeout_s: float) -> bytes:
         with self._requests.open(peer) as request, anyio.move_on_after(timeout_s):
@@ -676,7 +675,7 @@ class Node:
         self._closing = True
         self._ended = error
         over = error or ConnectionEnded("the node is closed")
-        self._rooms.end(over)
+        self._rooms.end(error)
         self._requests.end(over)
         self._outbox.progress.notify()
         self._inbox.arrived.notify()
@@ -729,18 +728,14 @@ class Node:
     def _on_pause(self, message: Pause) -> None:
         assert message.target is not None
         where = (message.target, message.traffic_class)
-        now = anyio.current_time()
-        if self._pauses.get(where, 0.0) <= now:
+        if self._pauses.pause(where, message.for_ms / 1000):
             self._events.add(Paused(*where))
-        _make_space(self._pauses)
-        self._pauses[where] = now + message.for_ms / 1000
 
     def _on_resume(self, message: Resume) -> None:
         assert message.target is not None
         where = (message.target, message.traffic_class)
-        if self._pauses.pop(where, None) is not None:
+        if self._pauses.resume(where):
             self._events.add(Resumed(*where))
-            self._changed.notify()
 
     def _on_ping(self, message: Ping) -> None:
         self._tell(Pong(message.token))
@@ -891,6 +886,6 @@ def _octets(payload: Payload) -> bytes:
 
 
 def _make_space(table: dict[Any, Any]) -> None:
-    """Flows and pauses cost a lookup when they are made anew, and nothing else: drop them all at times."""
+    """A flow costs a little when it is made anew, and nothing else: drop them all at times."""
     if len(table) >= MAX_FLOWS:
         table.clear()

@@ -253,17 +253,20 @@ class Outbox(Egress):
     # ---- the relay's verdicts ------------------------------------------------------------------------
 
     def on_pong(self, token: bytes) -> None:
-        """A flush PING was answered. A token that is not known is ignored."""
+        """A flush PING was answered, and with it all that left before it. A token that is not known is ignored."""
         answered = next((flush for flush in self._flushes if flush.token == token), None)
         if answered is None:
             return
         decided = answered.mark()
         self.verdicts.decide(decided)
-        # A PING that waits for what was queued before it may have been made before this one, and leave after it.
-        for flush in [flush for flush in self._flushes if flush is answered or flush.is_decided(decided)]:
-            self._flushes.remove(flush)
-            self._decided_bytes = max(self._decided_bytes, flush.put_bytes)
-            flush.answer.give(True)
+        for flush in [*self._flushes]:
+            # One that waits for what was queued before it may have been made earlier, and leave later.
+            if flush is answered or flush.is_decided(decided):
+                self._flushes.remove(flush)
+                self._decided_bytes = max(self._decided_bytes, flush.put_bytes)
+                flush.answer.give(True)
+            if flush is answered:
+                break
         self.progress.notify()
 
     # ---- connections ---------------------------------------------------------------------------------

@@ -1,19 +1,19 @@
 """The rooms that a node wants to be in, and what it asks the relay about them.
 
 What the application wants outlives connections: HELLO repeats it. Answers come by room, in the order of the
-questions. `Watch` turns pages and PRESENCE into a list that is always right in the end.
+questions.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
+from weakref import WeakSet
 
-from awesomeconnect.client.events import PresenceChange
-from awesomeconnect.client.waiting import Answer, Signal
-from awesomeconnect.errors import ConnectionBroken, ErrorCode, Refused
+from awesomeconnect.client.waiting import Answer
+from awesomeconnect.client.watch import Watch
+from awesomeconnect.errors import ConnectionBroken, ConnectionEnded, ErrorCode, Refused
 from awesomeconnect.wire.messages import (
     Join,
     Joined,
@@ -30,8 +30,6 @@ from awesomeconnect.wire.messages import (
 
 #: Rooms in HELLO; what is above is joined one by one.
 HELLO_ROOMS = 256
-#: PRESENCE messages that a watch keeps for a slow application; beyond, it lists the room again.
-KEPT_CHANGES = 1_024
 
 T = TypeVar("T")
 
@@ -55,7 +53,8 @@ class Rooms:
         self._connected = connected
         self._lost = lost
         self._joined: dict[str, JoinFlags] = {}  # as the application joined
-        self._watches: dict[str, list[Watch]] = {}
+        # Weak, so that a watch that was dropped in the middle is not fed for ever.
+        self._watches: dict[str, WeakSet[Watch]] = {}
         self._announced: dict[str, JoinFlags] = {}  # in HELLO
         self._joins: dict[str, list[Answer[Joined]]] = {}
         self._leaves: dict[str, list[Answer[None]]] = {}
@@ -93,36 +92,29 @@ class Rooms:
             except ConnectionBroken:
                 continue
 
-    @contextmanager
-    def watching(self, room: str) -> Iterator[Watch]:
-        """A watch of a room, until the block ends."""
-        watch = Watch(room)
-        self._watches.setdefault(room, []).append(watch)
+    async def begin_watch(self, watch: Watch) -> None:
+        """Have the relay tell changes of a room to a watch."""
+        await self._connected()
+        self._watches.setdefault(watch.room, WeakSet()).add(watch)
         try:
-            yield watch
-        finally:
-            watches = self._watches.get(room, [])
-            if watch in watches:
-                watches.remove(watch)
-            if not watches:
-                self._watches.pop(room, None)
-                flags = self._flags(room)
-                self._tell(Leave(room) if flags is None else Join(room, flags))
+            await self._ask_join(watch.room)
+        except BaseException:
+            self.end_watch(watch)
+            raise
 
-    async def changes(self, watch: Watch) -> AsyncIterator[PresenceChange]:
-        """See `Node.watch`."""
-        await self._ask_join(watch.room)
-        first = True
-        while not watch.ended:
-            change = watch.next()
-            if watch.is_stale:
-                watch.begin()
-                change = watch.replace(*await self.members(watch.room))
-            elif change is None:
-                await watch.changed.wait()
-            if change is not None and (first or change.joined or change.left):
-                first = False
-                yield change
+    def end_watch(self, watch: Watch) -> None:
+        """Nobody looks at a watch any more."""
+        watches = self._watches.get(watch.room)
+        if watches is not None:
+            watches.discard(watch)
+            self._look_away(watch.room)
+
+    def _look_away(self, room: str) -> None:
+        """Ask for no more changes of a room that nobody watches."""
+        if not self._watches[room]:
+            del self._watches[room]
+            flags = self._flags(room)
+            self._tell(Leave(room) if flags is None else Join(room, flags))
 
     def _flags(self, room: str) -> JoinFlags | None:
         """How to be in a room now; None: not at all."""
@@ -183,14 +175,14 @@ class Rooms:
         self._pages.clear()
 
     def end(self, error: Exception | None) -> None:
-        """There will be no connection any more."""
+        """There will be no connection any more, because of an error or because the node was closed."""
         for joins in self._joins.values():
-            _fail(joins, error or ConnectionBroken("the node was closed"))
+            _fail(joins, error or ConnectionEnded("the node is closed"))
         for leaves in self._leaves.values():
             _give(leaves, None)
         for watches in self._watches.values():
             for watch in watches:
-                watch.end()
+                watch.end(error)
         self.down()
 
     def on_joined(self, message: Joined) -> None:
@@ -226,76 +218,10 @@ class Rooms:
 
     def on_presence(self, message: Presence) -> None:
         """Changes of a watched room."""
-        for watch in self._watches.get(message.room, ()):
-            watch.add(message)
-
-
-class Watch:
-    """What a watcher knows of a room, and what it has not looked at yet.
-
-    PRESENCE is versioned. Applied to a list, which may be newer than some of it, it must change nothing twice:
-    whoever left is unknown already, whoever joined is known already.
-    """
-
-    def __init__(self, room: str) -> None:
-        self.room = room
-        self.changed = Signal()
-        self.is_stale = True
-        self.ended = False
-        self._members: dict[bytes, Member] = {}
-        self._version = 0
-        self._news: deque[Presence] = deque()
-
-    def add(self, presence: Presence) -> None:
-        """Keep a PRESENCE until the application looks."""
-        if len(self._news) < KEPT_CHANGES:
-            self._news.append(presence)
-            self.changed.notify()
-        else:
-            self.relist()
-
-    def relist(self) -> None:
-        """What is known may be wrong: the room must be listed again."""
-        self._news.clear()
-        self.is_stale = True
-        self.changed.notify()
-
-    def end(self) -> None:
-        """The node is closed."""
-        self.ended = True
-        self.changed.notify()
-
-    def begin(self) -> None:
-        """A list is asked for; PRESENCE from now on is applied to it."""
-        self._news.clear()
-        self.is_stale = False
-
-    def replace(self, version: int, members: list[Member]) -> PresenceChange:
-        """Take a whole list; what it changes."""
-        listed = {member.key: member for member in members}
-        left = tuple(key for key in self._members if key not in listed)
-        joined = tuple(member for member in members if self._members.get(member.key) != member)
-        self._members, self._version = listed, version
-        return PresenceChange(self.room, version, joined, left)
-
-    def next(self) -> PresenceChange | None:
-        """What the next PRESENCE changes; None when there is none, or when the room must be listed again."""
-        while self._news:
-            presence = self._news.popleft()
-            if presence.base > self._version:
-                self.relist()
-                break
-            if presence.version > self._version:
-                return self._apply(presence)
-        return None
-
-    def _apply(self, presence: Presence) -> PresenceChange:
-        members = self._members
-        left = tuple(key for key in presence.left if members.pop(key, None) is not None)
-        joined = tuple(member for member in presence.joined if members.get(member.key) != member)
-        members.update((member.key, member) for member in joined)
-        self._version = presence.version
-        return PresenceChange(self.room, presence.version, joined, left)
+        if message.room in self._watches:
+            for watch in self._watches[message.room]:
+                watch.add(message)
+            self._look_away(message.room)
 
 
 def _give(answers: list[Answer[T]] | tuple[()], value: T) -> None:

@@ -29,8 +29,9 @@ class ClientSettings:
     kept_problems: int = 256
     #: Received and not yet taken by the application, per class: above it the relay is asked to pause the class.
     inbox_high_bytes: int = 1 << 20
-    #: Beyond this messages are lost here, and reported; what is under way when the relay pauses has room.
-    inbox_bytes: int = 8 << 20
+    #: Beyond this messages are lost here, and reported. What is under way when the relay pauses has room: socket
+    #: buffers of 6 MiB (Linux's tcp_rmem), a quarter more for frames of the least size, and the mark itself.
+    inbox_bytes: int = 16 << 20
     #: Events kept for those who have not read them.
     kept_events: int = 256
     #: Connecting, the handshake and WELCOME, for each address when reconnecting.

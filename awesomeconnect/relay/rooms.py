@@ -76,6 +76,7 @@ class Room:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        # SPEC rooms.md: A relay MUST keep the members of a room in the order in which they joined.
         self.members: dict[Any, Node] = {}
         self.audience: dict[Node, None] = {}
         self.version = 0
@@ -88,6 +89,8 @@ class Room:
 
     def page(self, after: int, page_bytes: int) -> MembersPage:
         """The members that joined after number ``after``, as many as fit a frame of ``page_bytes``."""
+        # SPEC messages.md: A relay MUST list in a page only members whose joined number is greater than after, in
+        #   ascending order and without leaving one out.
         page: list[Member] = []
         size = _PAGE_HEAD_BYTES + len(self.name.encode())
         for node in self.members.values():
@@ -96,6 +99,10 @@ class Room:
                 continue
             member = Member(node.key, joined, node.attributes)
             size += _member_bytes(member)
+            # SPEC messages.md: A relay MUST keep a MEMBERS_PAGE within page_bytes.
+            # SPEC messages.md: A relay MUST put at least one member into a page whose next is not null.
+            # SPEC messages.md: A relay MUST set next to null when no member follows the page, and otherwise to the
+            #   joined number of the last member of the page.
             if page and size > page_bytes:
                 return MembersPage(self.name, ErrorCode.OK, self.version, tuple(page), page[-1].joined)
             page.append(member)
@@ -110,22 +117,34 @@ class Room:
         Returns:
             The first choice, and where it may be full the others in order; empty without other members.
         """
+        # SPEC rooms.md: A relay MUST choose for each ANYCAST the member with the fewest bytes queued in all classes
+        #   together.
+        # SPEC rooms.md: A relay MUST choose among members with equally few bytes in turn (round robin in join
+        #   order).
+        # SPEC messages.md: A relay MUST NOT choose the sending connection or an observer.
         queues = self._queues
         if queues is None:
             queues = self._queues = list(self.members)
+        first = self._turn + 1
         for _ in queues[:2]:  # the next one may be the sender's
             self._turn = (self._turn + 1) % len(queues)
             egress = queues[self._turn]
             if egress is not but and not egress.total:
                 return [egress]
-        others = [egress for egress in queues[self._turn :] + queues[: self._turn] if egress is not but]
+        others = [egress for egress in queues[first:] + queues[:first] if egress is not but]
         others.sort(key=_total)  # stable: those in turn stay in turn
+        if others:
+            self._turn = queues.index(others[0])
         return others
 
     def note_change(self, change: Member | bytes) -> None:
         """One member joined (a `Member`) or left (its key)."""
+        # SPEC messages.md: A relay MUST raise the version of a room by 1 for every join and every leave of a
+        #   member.
         self.version += 1
         self._queues = None
+        # SPEC messages.md: A relay MUST send every change of the membership of a room to all connections that watch
+        #   it.
         if self.audience:
             self._changes.append(change)
         else:
@@ -134,6 +153,9 @@ class Room:
 
     def take_changes(self, page_bytes: int) -> list[Presence]:
         """What the audience has not been told, as PRESENCE messages of at most ``page_bytes``."""
+        # SPEC messages.md: A relay MUST send the PRESENCE of a room in the order of their versions.
+        # SPEC messages.md: A relay MUST NOT send a base that is greater than the version that it last told this
+        #   connection for this room in JOINED or PRESENCE.
         told: list[Presence] = []
         left: dict[bytes, None] = {}
         joined: dict[bytes, Member] = {}
@@ -144,11 +166,14 @@ class Room:
             # Left is applied before joined, so a join that was undone cannot share a PRESENCE with its leave.
             undone = isinstance(change, bytes) and key in joined
             size += _KEY_BYTES if isinstance(change, bytes) else _member_bytes(change)
+            # SPEC messages.md: A relay MUST keep a PRESENCE within page_bytes and MUST cut a larger change into
+            #   several PRESENCE with consecutive base and version.
             if undone or size > page_bytes:
                 told.append(Presence(self.name, base, version, tuple(left), tuple(joined.values())))
                 left, joined, base = {}, {}, version
                 size = head + _MAX_MEMBER_BYTES
             version += 1
+            # SPEC messages.md: A relay MUST list a member that left and joined again in both lists.
             if isinstance(change, bytes):
                 left[change] = None
             else:
@@ -176,10 +201,17 @@ class Peer:
         self.egress: Any = None
 
 
+# SPEC rooms.md: A relay MUST process each JOIN and LEAVE as one step, so that no message sees half of it.
 class Registry:
     """All rooms and peers of a relay."""
 
     def __init__(self) -> None:
+        # SPEC rooms.md: A side MUST compare room names byte by byte, without normalisation and without regard to
+        #   letters that look alike.
+        # SPEC rooms.md: A relay MUST NOT give any character of a room name the meaning of a wildcard.
+        # SPEC rooms.md: A relay MAY forget a room that has neither members nor observers, and with it version,
+        #   joined numbers and message_count.
+        # SPEC rooms.md: A relay MUST NOT forget a room that has a member or an observer.
         self._rooms: WeakValueDictionary[str, Room] = WeakValueDictionary()
         self._peers: WeakValueDictionary[bytes, Peer] = WeakValueDictionary()
 
@@ -211,6 +243,11 @@ class Registry:
 
     def join(self, node: Node, egress: object, name: str, flags: int) -> Room:
         """Put a connection into a room, or change its flags there; a member keeps its place."""
+        # SPEC messages.md: A relay MUST treat a JOIN of a room that the connection is in as a change of its flags.
+        # SPEC messages.md: A relay MUST keep a member's place in the join order when a JOIN changes only its WATCH
+        #   flag.
+        # SPEC messages.md: A relay MUST treat a member that becomes an observer as leaving, and an observer that
+        #   becomes a member as joining at the end of the join order.
         room = self.room(name)
         place = node.rooms.get(room)
         if place is None:
@@ -218,6 +255,8 @@ class Registry:
         if flags & JoinFlags.OBSERVE:
             self._retire(node, egress, room, place)
         elif not place.joined:
+            # SPEC messages.md: A relay MUST give every join of a room a joined number that is greater than 0 and
+            #   greater than those of all earlier joins of that room.
             room.last_joined += 1
             place.joined = room.last_joined
             room.members[egress] = node
@@ -235,12 +274,15 @@ class Registry:
         place = None if room is None else node.rooms.pop(room, None)
         if room is None or place is None:
             return False
+        # SPEC messages.md: A relay MUST NOT queue a message of the room for the connection after it has processed
+        #   LEAVE.
         room.audience.pop(node, None)
         self._retire(node, egress, room, place)
         return True
 
     def leave_all(self, node: Node, egress: object) -> list[Room]:
         """Take a connection out of all its rooms; those that it was in."""
+        # SPEC rooms.md: A relay MUST remove a connection from all rooms when it ends, however it ends.
         rooms = list(node.rooms)
         for room in rooms:
             self.leave(node, egress, room.name)

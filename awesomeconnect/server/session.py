@@ -9,6 +9,7 @@ takes its next turn in line, and a long turn lets others run. Whatever goes wron
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,7 +27,7 @@ from awesomeconnect.relay.rooms import Peer, Place, Room
 from awesomeconnect.server.shaper import Outlet
 from awesomeconnect.server.transport import Transport
 from awesomeconnect.shaping.ats import NS_PER_S, Scheduler, SchedulerGroup
-from awesomeconnect.shaping.egress import CONTROL
+from awesomeconnect.shaping.egress import CLASSES, CONTROL
 from awesomeconnect.wire.connection import RelayConnection
 from awesomeconnect.wire.messages import (
     REVISION,
@@ -62,6 +63,7 @@ from awesomeconnect.wire.messages import (
     encode_frame,
     is_barrier,
 )
+from awesomeconnect.wire.rooms import room_name_problem
 from awesomeconnect.wire.states import State
 
 if TYPE_CHECKING:
@@ -306,6 +308,10 @@ class Session:
                 ErrorCode.UNSUPPORTED_REVISION,
             )
         self.attributes = hello.attributes
+        if self._house.is_draining:
+            self.tell(self._house.goaway(ErrorCode.DRAINING, 0))
+            self.tell(Close(ErrorCode.DRAINING, "the relay is shutting down"))
+            return True
         self.incarnation = hello.incarnation
         self.connection_number = hello.connection
         house = self._house
@@ -577,7 +583,13 @@ class Session:
         self.tell(Pause(name, traffic_class, self._house.settings.pause_ms))
         if egress.resumes is None:
             egress.resumes = {}
-        egress.resumes[traffic_class, self.outlet, name] = encode_frame(Resume(name, traffic_class))
+        egress.resumes.setdefault(traffic_class, {})[self, name] = None
+
+    def resume_sending(self, target: str | bytes, traffic_class: int) -> None:
+        """The queue that this client was asked to wait for has room again."""
+        self.tell(Resume(target, traffic_class))
+        # Not `flush`: two queues that pause each other would call each other without end.
+        self.outlet.flush_soon()
 
     def _on_join(self, message: Join) -> None:
         house, settings = self._house, self._house.settings
@@ -607,9 +619,9 @@ class Session:
 
     def _on_members(self, message: Members) -> int:
         room = self._house.registry.find_room(message.room)
-        code = judge_room(self.key, message.room)
-        if not code and (room is None or room not in self.rooms):
-            code = ErrorCode.NOT_A_MEMBER
+        code = ErrorCode.OK
+        if room is None or room not in self.rooms:
+            code = ErrorCode.NOT_A_MEMBER if room_name_problem(message.room) is None else ErrorCode.BAD_ROOM
         if code or room is None:
             self.tell(MembersPage(message.room, code, 0))
             return 0
@@ -651,6 +663,7 @@ class Session:
 
     def _on_stats(self, _message: Stats) -> None:
         outlet, router = self.outlet, self._router
+        waits = outlet.waits.longest_s if outlet.waits is not None else [0.0] * CLASSES
         self.tell(
             StatsReport(
                 {
@@ -659,6 +672,10 @@ class Session:
                     "queued_bytes": tuple(outlet.queued),
                     "rooms": len(self.rooms),
                     "held_messages": self._held_before + (router.ingress.held_messages if router else 0),
+                    # SPEC shaping.md: A relay that publishes a bound SHOULD publish the longest delay that it
+                    #   observed beside it.
+                    "queueing_max_us": tuple(math.ceil(wait_s * 1e6) for wait_s in waits),
+                    "queueing_bound_us": self._house.queueing_bounds_us,
                 }
             )
         )

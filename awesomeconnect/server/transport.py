@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import trio
 
+# SPEC frames.md: A sender SHOULD NOT seal a frame before it can be sent, since a sealed record can no longer be
+#   overtaken.
 #: Unsent bytes in the kernel below which a socket counts as writable: queues belong in the relay, where an
 #: urgent message can pass them.
 NOTSENT_LOWAT_BYTES = 16_384

@@ -42,7 +42,7 @@ class EgressLimits:
     high_water_bytes: int = 1 << 20
     #: Per class. Eight high-water marks: what several waiting publishers have under way when PAUSE reaches them.
     class_bytes: int = 8 << 20
-    #: All classes together, without CONTROL: two full ones.
+    #: All classes together: two full ones.
     total_bytes: int = 16 << 20
 
     @property

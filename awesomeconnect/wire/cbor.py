@@ -20,6 +20,8 @@ import cbor2
 
 from awesomeconnect.errors import RemoteProtocolError
 
+# SPEC cbor.md: A receiver MUST answer nesting deeper than 4, an array of more than 4,096 items, a map of more than
+#   32 entries or more than 65,536 items with CLOSE protocol_error.
 MAX_DEPTH: Final = 4
 """Arrays and maps inside each other: frame, page, member, attributes."""
 
@@ -35,6 +37,8 @@ Tiny items cost the decoder most for each byte, and one frame is decoded in one 
 _UINT, _NINT, _BYTES, _TEXT, _ARRAY, _MAP = range(6)
 _SIMPLE: Final[dict[int, bool | None]] = {0xF4: False, 0xF5: True, 0xF6: None}
 _FLOORS: Final = (24, 1 << 8, 1 << 16, 1 << 32)  # the least argument that needs 1, 2, 4, 8 further bytes
+# SPEC cbor.md: A receiver MUST answer a tag, a float, undefined, another simple value or an indefinite length with
+#   CLOSE protocol_error.
 _REFUSED_MAJORS: Final = {6: "a tag", 7: "a float or simple value other than true, false and null"}
 
 
@@ -50,6 +54,10 @@ def decode(data: bytes, max_items: int = MAX_ITEMS) -> object:
             limit; the text has the offset and the reason.
     """
     value, end = _read(data, 0, MAX_DEPTH, [max_items])
+    # SPEC cbor.md: A receiver MUST answer bytes after the item, or an item that is not complete at the end of the
+    #   frame, with CLOSE protocol_error.
+    # SPEC frames.md: A receiver MUST answer an array that does not end exactly where the length says with CLOSE
+    #   protocol_error.
     if end != len(data):
         raise _refused(end, "bytes after the item")
     return value
@@ -90,12 +98,14 @@ def _read_argument(data: bytes, at: int) -> tuple[int, int]:
     if end > len(data):
         raise _refused(at, "ends inside a head")
     argument = int.from_bytes(data[at + 1 : end], "big")
+    # SPEC cbor.md: A receiver MUST answer an item that is not in the shortest form with CLOSE protocol_error.
     if argument < _FLOORS[information - 24]:
         raise _refused(at, "a head that is longer than needed")
     return argument, end
 
 
 def _text(data: bytes, start: int, end: int) -> str:
+    # SPEC cbor.md: A receiver MUST answer text that is not valid UTF-8 with CLOSE protocol_error.
     try:
         return data[start:end].decode()
     except UnicodeDecodeError as error:
@@ -106,6 +116,8 @@ def _open(data: bytes, at: int, items: int, depth: int, budget: list[int]) -> No
     """Admit an array or map of ``items`` items (two an entry) before anything is allocated for it."""
     if depth == 0:
         raise _refused(at, f"nested deeper than {MAX_DEPTH}")
+    # SPEC cbor.md: A receiver MUST check a length or count against the bytes that remain before it allocates memory
+    #   for it.
     if items > len(data) - at:
         raise _refused(at, f"{items} items are due, but {len(data) - at} bytes are left")
     budget[0] -= items
@@ -130,6 +142,8 @@ def _read_map(data: bytes, at: int, count: int, depth: int, budget: list[int]) -
         raise _refused(at, f"a map of more than {MAX_MAP_ENTRIES} entries")
     _open(data, at, 2 * count, depth, budget)
     depth -= 1
+    # SPEC cbor.md: A receiver MUST answer a map whose keys are not text, not in ascending order of their encoded
+    #   bytes, or repeated with CLOSE protocol_error.
     entries: dict[str, object] = {}
     previous = b""
     for _ in range(count):
@@ -154,6 +168,9 @@ def encode(value: object) -> bytes:
     cbor2's canonical form sorts map keys by length first, as RFC 7049 did: for text keys that is the order
     of RFC 8949. Lists and tuples become arrays, subclasses of int (enums) integers.
     """
+    # SPEC cbor.md: A sender MUST write every integer and every length in the shortest form.
+    # SPEC cbor.md: A sender MUST sort the keys of a map by their encoded bytes.
+    # SPEC cbor.md: A sender MUST NOT use tags, floats, undefined, other simple values or indefinite lengths.
     return cbor2.dumps(value, canonical=True)
 
 

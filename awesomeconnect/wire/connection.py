@@ -101,6 +101,7 @@ class Connection:
         self.remote_state = State.HANDSHAKE
         self.peer_key = b""
         self.handshake_hash = b""
+        # SPEC sessions.md: A new connection MUST begin again with ordinal 1.
         self.sent_ordinal = 0
         self._act_in = b""
         self._act_out = b""
@@ -150,8 +151,11 @@ class Connection:
             self._take_act(data[:size])
             data = data[size:]
         else:
+            # SPEC handshake.md: A client MAY send records together with act 3.
             self._act_in = b""
             return data
+        # SPEC handshake.md: A relay MUST NOT hold more than 512 bytes of a connection's input while it waits for
+        #   the rest of act 1 or act 3.
         self._act_in = data
         return b""
 
@@ -165,12 +169,17 @@ class Connection:
             RemoteProtocolError: what came is not allowed, here or at all. Send CLOSE with its code.
             LocalProtocolError: the connection has failed before.
         """
+        # SPEC frames.md: A receiver MUST NOT process anything that follows a frame that is too long, since it no
+        #   longer knows where frames begin.
         self._check_alive()
         try:
-            return self._next_message()
+            message = self._next_message()
+            if message is None and self._opener is not None and self._opener.failure is not None:
+                raise self._opener.failure  # what came before the bad record has been taken
         except RemoteProtocolError:
             self._failed = True
             raise
+        return message
 
     def _check_alive(self) -> None:
         if self._failed:
@@ -185,27 +194,43 @@ class Connection:
 
     def _decoded(self, body: bytes) -> Message | None:
         """Decode a frame and judge it; None for a piece of a frame, and for a kind of the extension space."""
+        # SPEC messages.md: A receiver MUST check a message completely before it changes any state because of it.
         message = decode_body(body, self.peer_role)
         if message is None:
             if self.remote_state is not State.OPEN:
                 raise _unexpected(RemoteProtocolError, "an extension", self.peer_role, self.remote_state)
             return None
+        # SPEC sessions.md: A side MUST judge a received message by the state of the sender's direction.
         self.remote_state = _step(self.peer_role, self.remote_state, message, RemoteProtocolError)
         if type(message) is Fragment:
             whole = self.fragments.add(message)
             if whole is None:
                 return None
+            # SPEC frames.md: A receiver MUST decode the inner frame only when the last chunk has arrived.
+            # SPEC frames.md: A receiver MUST check a complete inner frame exactly as one that arrived whole.
             inner = decode_body(whole, self.peer_role)
+            # SPEC frames.md: A receiver MUST answer an inner message of another kind than PUBLISH, SEND, ANYCAST
+            #   and DELIVER with CLOSE protocol_error, or with CLOSE unexpected_message if the sender's role may not
+            #   send that kind at all.
+            # SPEC frames.md: A receiver MUST answer an inner message whose class differs from that of its FRAGMENTs
+            #   with CLOSE protocol_error.
             if not isinstance(inner, _FRAGMENTED) or inner.traffic_class != message.traffic_class:
                 raise RemoteProtocolError("only an application message of the same class may travel in fragments")
             message = inner
         elif isinstance(message, _FRAGMENTED) and message.traffic_class in self.reader.open_classes:
+            # SPEC frames.md: A receiver MUST answer a PUBLISH, SEND, ANYCAST or DELIVER frame of a class in which a
+            #   fragmented frame is open with CLOSE protocol_error.
             raise RemoteProtocolError(
                 f"a frame of class {message.traffic_class} inside a fragmented frame of that class"
             )
+        # SPEC sessions.md: Both sides MUST count PUBLISH, SEND and ANYCAST messages of a connection together from
+        #   1, in the order in which their last byte was sent.
+        # SPEC sessions.md: A fragmented message MUST get its ordinal with its last FRAGMENT.
+        # SPEC sessions.md: An aborted message MUST NOT get an ordinal.
         if isinstance(message, _COUNTED):
             self.reader.ordinal += 1
         elif type(message) is Close:
+            # SPEC messages.md: A side that receives CLOSE MUST NOT process any frame that follows it.
             self.reader.forget()  # whatever follows is decoded, and refused by the state
         self._note(message)
         return message
@@ -213,6 +238,7 @@ class Connection:
     @property
     def sealer(self) -> Sealer:
         """Seals what this side sends, for programs that queue by urgency and use `seal_into`."""
+        # SPEC handshake.md: A relay MUST NOT send a record before it has checked act 3.
         if self._sealer is None:
             raise LocalProtocolError("nothing can be sealed before the handshake is over")
         return self._sealer
@@ -288,6 +314,7 @@ class ClientConnection(Connection):
         super().__init__()
         self.limits: Mapping[str, int] = {}
         self._handshake = ClientHandshake(identity, relay_key)
+        # SPEC sessions.md: A client MUST send act 1 first and MUST NOT wait for any byte of the relay before it.
         self._act_out = self._handshake.act1()
 
     def _next_message(self) -> Message | None:
@@ -303,9 +330,11 @@ class ClientConnection(Connection):
         return ACT2_BYTES
 
     def _take_act(self, act: bytes) -> None:
+        # SPEC sessions.md: A client MUST NOT send act 3 to a relay that did not prove the pinned key.
         self._handshake.read_act2(act)
         self._act_out = self._handshake.act3()
         self._established(self._handshake.result)
+        del self._handshake  # its chaining key would give the record keys away, those before a rekey too
 
     def _note(self, message: Message) -> None:
         if type(message) is Welcome:
@@ -341,14 +370,19 @@ class RelayConnection(Connection):
 
     def _take_act(self, act: bytes) -> None:
         if self._act_1_taken:
+            # SPEC handshake.md: A relay MUST check the client identity as described under "Checking an identity"
+            #   before it reads any record.
             self._handshake.read_act3(act)
             self._established(self._handshake.result)
+            del self._handshake  # as the client
         else:
             self._handshake.read_act1(act)
             self._act_out = self._handshake.act2()
             self._act_1_taken = True
 
     def _check_beginning(self, data: bytes) -> None:
+        # SPEC handshake.md: A relay MUST close the connection without a word as soon as the bytes received differ
+        #   from the preface.
         if not self._act_1_taken and data[: len(PREFACE)] != PREFACE[: len(data)]:
             raise HandshakeError("not an AwesomeConnect client: the first bytes are another protocol's")
 
@@ -360,6 +394,8 @@ class RelayConnection(Connection):
 def _step(role: Role, state: State, message: Message, error: type[ProtocolError]) -> State:
     """The state of a half after ``message``."""
     following = TRANSITIONS[role][state].get(type(message))
+    # SPEC messages.md: A receiver MUST answer a message that the sender's role or state does not allow with CLOSE
+    #   unexpected_message.
     if following is None:
         raise _unexpected(error, type(message).__name__, role, state)
     return following
@@ -373,6 +409,8 @@ def _in_pieces(whole: bytes, message: Message) -> list[bytes]:
     """The frames that carry a frame: itself, or its fragments."""
     if not is_fragmented(whole):
         return [whole]
+    # SPEC frames.md: A sender MUST NOT send any other frame of a class while a fragmented frame of that class is
+    #   open in that direction.
     pieces = []
     offset = LENGTH_BYTES
     while offset < len(whole):
@@ -383,5 +421,7 @@ def _in_pieces(whole: bytes, message: Message) -> list[bytes]:
 
 def _packed(frames: list[bytes]) -> list[bytes]:
     """Frames joined into as few records' plaintexts as they fit; a longer one is spread over several."""
+    # SPEC records.md: A sender SHOULD put all frames that are ready into one record.
+    # SPEC records.md: A sender MAY begin and end records anywhere in the plaintext stream.
     data = b"".join(frames)
     return [data[at : at + MAX_PLAINTEXT] for at in range(0, len(data), MAX_PLAINTEXT)]

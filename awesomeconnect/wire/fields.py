@@ -151,6 +151,9 @@ _named_attributes: Final = named(_is_attribute, "text, bytes, integers, booleans
 def attributes(message: Any, attribute: Attribute[Any], value: Any) -> None:
     """At most 16 names with values, at most 1,024 bytes when encoded."""
     _named_attributes(message, attribute, value)
+    # SPEC messages.md: A sender MUST keep the encoded attributes map at most 1,024 bytes long.
+    # SPEC messages.md: A receiver MUST answer an attributes map whose encoding is longer than 1,024 bytes with
+    #   CLOSE protocol_error.
     if len(cbor.encode(value)) > MAX_ATTRIBUTES_BYTES:
         refuse(message, attribute, f"at most {MAX_ATTRIBUTES_BYTES} bytes when encoded")
 
@@ -163,8 +166,10 @@ room: Final = text(1, MAX_ROOM_BYTES)
 capability: Final = octets(1, MAX_CAPABILITY_BYTES)
 token: Final = octets(0, 32)
 eight_bytes: Final = octets(8, 8)
+# SPEC frames.md: A receiver MUST answer class 7 or above in a message with CLOSE protocol_error.
 traffic_class: Final = between(0, 6)
 content: Final = between(0, 23)
 alternates: Final = many(lambda item: is_text(item, 1, 256), "texts of 1 to 256 bytes", 16)
+# SPEC messages.md: A receiver MUST ignore keys of limits and STATS_REPORT maps that it does not know.
 limits: Final = named(is_uint, "unsigned integers")
 counters: Final = named(is_counter, "unsigned integers or tuples of them")

@@ -10,10 +10,13 @@ from awesomeconnect.errors import ErrorCode, RemoteProtocolError
 from awesomeconnect.wire.framing import FRAGMENT_ABOVE_BYTES, LENGTH_BYTES, frame
 from awesomeconnect.wire.messages import Anycast, Deliver, Fragment, FragmentEnd, Publish, Send, payload_head
 
+# SPEC frames.md: A sender SHOULD use chunks of 16,320 bytes.
 #: Four pieces with their heads, and a small control frame, fill one record of 65,519 bytes.
 CHUNK_BYTES = 16_320
 #: length 4, array 1, kind 1, class 1, end 1, byte string head 3
 FRAGMENT_HEAD_BYTES = 11
+# SPEC frames.md: A sender MUST fragment only PUBLISH, SEND, ANYCAST and DELIVER frames.
+# SPEC frames.md: A sender MUST NOT nest fragments.
 #: The kinds that travel in fragments. Each is one byte, after the one of the array's head.
 _KINDS = frozenset((Publish.KIND, Send.KIND, Anycast.KIND, Deliver.KIND))
 
@@ -23,6 +26,8 @@ def is_fragmented(entry: bytes) -> bool:
 
     Several small frames do not, nor does a long control frame, such as HELLO or MEMBERS_PAGE.
     """
+    # SPEC frames.md: A sender SHOULD fragment every such frame whose total size with its length prefix is above
+    #   17,408 bytes.
     if len(entry) <= FRAGMENT_ABOVE_BYTES or entry[LENGTH_BYTES + 1] not in _KINDS:
         return False
     return int.from_bytes(entry[:LENGTH_BYTES], "big") + LENGTH_BYTES == len(entry)
@@ -44,6 +49,7 @@ def piece(large_frame: bytes, offset: int, traffic_class: int, room_bytes: int) 
     if size < min(CHUNK_BYTES, rest):
         return b"", offset
     end = FragmentEnd.LAST if size == rest else FragmentEnd.MORE
+    # SPEC frames.md: A sender MUST write the class of the inner message into every FRAGMENT.
     head = bytes((0x84, Fragment.KIND, traffic_class, end))
     following = offset + size
     return frame(b"".join((head, payload_head(size), large_frame[offset:following]))), following
@@ -61,6 +67,7 @@ class Reassembler:
     def __init__(self, limit: int, open_classes: set[int]) -> None:
         self.limit = limit
         self.open_classes = open_classes
+        # SPEC frames.md: A receiver MUST NOT treat any order of frames of different classes as an error.
         self._chunks: dict[int, list[bytes]] = {}
         self._held: dict[int, int] = {}
 
@@ -80,10 +87,16 @@ class Reassembler:
         """
         traffic_class = fragment.traffic_class
         if fragment.end == FragmentEnd.ABORT:
+            # SPEC frames.md: A receiver MUST answer an abort in a class in which no fragmented frame is open with
+            #   CLOSE protocol_error.
             if traffic_class not in self._chunks:
                 raise RemoteProtocolError(f"abort of class {traffic_class}, where no fragmented frame is open")
+            # SPEC frames.md: A receiver MUST drop all chunks of a frame that is aborted, and MUST NOT count it as
+            #   an ordinal.
             self._close(traffic_class)
             return None
+        # SPEC frames.md: A receiver MUST check the total of the chunks against its frame limit as each chunk
+        #   arrives, and MUST answer an excess with CLOSE frame_too_large.
         held = self._held.get(traffic_class, 0) + len(fragment.chunk)
         if held > self.limit:
             raise RemoteProtocolError(f"fragmented frame of over {self.limit} bytes", ErrorCode.FRAME_TOO_LARGE)
@@ -93,6 +106,8 @@ class Reassembler:
             self._held[traffic_class] = held
             self.open_classes.add(traffic_class)
             return None
+        # SPEC frames.md: A receiver MUST accept fragmented frames that are short, as long as their chunks are
+        #   legal.
         body = b"".join(chunks)
         self._close(traffic_class)
         return body

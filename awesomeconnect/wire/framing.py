@@ -28,10 +28,11 @@ from awesomeconnect.wire.records import MAX_PLAINTEXT
 LENGTH_BYTES = 4
 #: Frames in both directions until WELCOME: room for 256 rooms in HELLO.
 GREETING_FRAME_BYTES = 65_536
-#: What a frame may be longer than its payload: kind, key, room, class, content come to at most 180 bytes.
+#: What a frame may be longer than its payload: kind, key, room, class, content come to at most 174 bytes.
 FRAME_OVERHEAD_BYTES = 1_024
 #: Frames longer than this travel as fragments, so they never pass through the flow cache.
 FRAGMENT_ABOVE_BYTES = 17_408
+# SPEC limits.md: A relay MUST bound every queue and every table that a client can make grow.
 #: Known heads a connection: the 512 of an Open vSwitch handler's exact-match cache class, about 100 KiB at most.
 MAX_HEADS = 512
 #: From this frame size on a view costs less than a copy.
@@ -101,6 +102,7 @@ class FrameReader:
 
     def feed(self, plaintexts: list[bytes]) -> None:
         """Add plaintext. The frames fed before must have been taken."""
+        # SPEC records.md: A receiver MUST NOT give any meaning to where records begin and end.
         waiting = self._waiting
         if waiting is None:
             if self._offset < len(self._data):
@@ -130,6 +132,7 @@ class FrameReader:
         data = self._data
         offset = self._offset
         end = len(data)
+        # SPEC messages.md: A relay MUST NOT read the payload.
         heads, guess = self._heads, self._guess
         while end - offset >= LENGTH_BYTES:
             length = _length_at(data, offset)[0]
@@ -222,11 +225,15 @@ class FrameReader:
         self, data: bytes, offset: int, length: int, end: int
     ) -> tuple[Any, bytes, int, int, int] | None:
         """Look the frame's prefix up; on success remember its whole head."""
+        # SPEC frames.md: A receiver MUST compare the length with the limit as soon as it has the 4 bytes, before it
+        #   buffers or allocates anything for the frame.
+        # SPEC frames.md: A receiver MUST answer a length above the limit with CLOSE frame_too_large.
         if length > self.limit:
             raise RemoteProtocolError(
                 f"frame of {length} bytes, at most {self.limit} are allowed here",
                 ErrorCode.FRAME_TOO_LARGE,
             )
+        # SPEC frames.md: A receiver MUST answer a frame of length 0 with CLOSE protocol_error.
         if length == 0:
             raise RemoteProtocolError("empty frame")
         if length + LENGTH_BYTES > FRAGMENT_ABOVE_BYTES:

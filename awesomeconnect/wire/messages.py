@@ -71,6 +71,7 @@ class Role(Enum):
     RELAY = "relay"
 
 
+# SPEC shaping.md: A client MUST accept contracts in WELCOME, JOINED and CONTRACT.
 _contracts: Final = parts(ClassContract, "class contracts", 7)
 _members: Final = parts(Member, "members")
 
@@ -114,6 +115,7 @@ class Close:
     """The authenticated end: this side sends nothing more."""
 
     KIND: ClassVar[int] = 26
+    # SPEC errors.md: A receiver MUST accept codes that it does not know.
     code: int = field(default=ErrorCode.OK, validator=check.uint)
     detail: str = field(default="", validator=check.text(0, 256))
 
@@ -411,9 +413,13 @@ Message: TypeAlias = ClientMessage | RelayMessage
 
 # ---- what follows from a message ---------------------------------------------------------------------
 
+# SPEC frames.md: "own" means the class that the message names.
 _OWN_CLASS: Final = frozenset({Publish, Send, Anycast, Deliver, Gap, Fragment})
+# SPEC frames.md: MEMBERS_PAGE, PRESENCE and STATS_REPORT can be large and are not urgent, so they do not travel in
+#   class 7.
 _LISTING: Final = frozenset({MembersPage, Presence, StatsReport})
 _LISTING_CLASS: Final = 2
+# SPEC frames.md: The barriers are: PING of kind flush, LEAVE, LEFT and CLOSE, in both directions.
 _BARRIERS: Final = frozenset({Leave, Left, Close})
 
 
@@ -447,6 +453,8 @@ def _form(message: type) -> _Form:
     return _Form(message, len(fields), field_reader(message), tuple(parses))
 
 
+# SPEC messages.md: A sender MUST NOT send a message of kind 64 or above unless both sides agreed on it outside this
+#   protocol.
 _FORMS: Final[dict[type, _Form]] = {message: _form(message) for message in get_args(Message)}
 
 
@@ -461,6 +469,9 @@ def encode_body(message: Message) -> bytes:
 
 def encode_frame(message: Message) -> bytes:
     """A message as a whole frame: length, then the array."""
+    # SPEC frames.md: A sender MUST write the length of the CBOR array, without the 4 bytes of the length itself, in
+    #   front of it.
+    # SPEC frames.md: A sender MUST NOT send a frame of length 0.
     body = encode_body(message)
     return len(body).to_bytes(4, "big") + body
 
@@ -497,6 +508,8 @@ def payload_head(size_bytes: int) -> bytes:
 # ---- decoding ----------------------------------------------------------------------------------------
 
 
+# SPEC messages.md: A receiver MUST answer a PAUSE or RESUME with a target that the sender's role may not use with
+#   CLOSE protocol_error.
 def _from_client(target: Any) -> None:
     if target is not None:
         raise LocalProtocolError("target must be null from a client")
@@ -534,14 +547,19 @@ def decode_body(body: bytes, sender: Role) -> Message | None:
             send or that is not known (``unexpected_message``).
     """
     values = cbor.decode(body, _MAX_ITEMS_FROM[sender])
+    # SPEC messages.md: A receiver MUST answer an array whose first element is not an unsigned integer with CLOSE
+    #   protocol_error.
     if type(values) is not list or not values or type(values[0]) is not int or values[0] < 0:
         raise RemoteProtocolError("a frame must hold an array that begins with a message kind")
     kind = values.pop(0)
     form = _FORMS_FROM[sender].get(kind)
+    # SPEC messages.md: A receiver MUST answer a message of an unassigned kind below 64 with CLOSE
+    #   unexpected_message.
     if form is None:
         if kind >= FIRST_EXTENSION_KIND:
             return None
         raise RemoteProtocolError(f"no message of kind {kind} from a {sender.value}", ErrorCode.UNEXPECTED_MESSAGE)
+    # SPEC messages.md: A receiver MUST answer a message that does not match the CDDL with CLOSE protocol_error.
     message, arity, _, parses = form
     if len(values) != arity:
         raise RemoteProtocolError(f"{check.wire_name(message)} has {arity} fields, not {len(values)}")

@@ -79,9 +79,11 @@ def diffie_hellman(private: bytes, public: bytes) -> bytes:
     Raises:
         HandshakeError: a key without 32 bytes, or a public key of small order.
     """
+    # SPEC handshake.md: A side MUST check that a key has 32 bytes before it passes it to a cryptographic library.
     # The binding reads past the end of a short key.
     if len(private) != KEY_BYTES or len(public) != KEY_BYTES:
         raise HandshakeError("an X25519 key does not have 32 bytes")
+    # SPEC handshake.md: A side MUST abort the handshake when an X25519 output is all zero.
     try:
         return crypto_scalarmult(private, public)
     except CryptoError as problem:  # libsodium refuses the all-zero output
@@ -249,6 +251,8 @@ class _Handshake:
             initiator=initiator,
             prologue=PREFACE,
             static=KeyPair(identity.x25519_private, identity.x25519_public),
+            # SPEC handshake.md: A side MUST draw its ephemeral private key anew for every connection from a secure
+            #   random source of the operating system.
             ephemeral=KeyPair.from_private(os.urandom(KEY_BYTES) if ephemeral is None else ephemeral),
         )
         self._peer_key = b""
@@ -270,6 +274,7 @@ class _Handshake:
     def _act(self, number: int) -> Iterator[None]:
         """Lets act ``number`` happen in its turn only; an exception in it leaves the object dead."""
         done, self._acts_done = self._acts_done, _DEAD
+        # SPEC handshake.md: A side MUST take each act exactly once and in this order.
         if done != number - 1:
             raise LocalProtocolError(f"act {number} is out of turn, or an earlier act failed")
         yield
@@ -288,8 +293,12 @@ class _Handshake:
             image = x25519_image(identity)
         except ValueError as problem:
             raise HandshakeError("the claimed identity is not a valid key") from problem
+        # SPEC handshake.md: A side MUST refuse an identity whose X25519 image differs from the static key in the
+        #   same act.
+        # SPEC handshake.md: A side MUST compare keys in constant time.
         if not compare_digest(image, proved):
             raise HandshakeError("the claimed identity is not the key that was proved")
+        # SPEC handshake.md: A side MUST refuse an identity whose X25519 image is its own.
         # By the image, not by the identity: who holds K can also claim -K, and would still be ourselves.
         if compare_digest(proved, self._identity.x25519_public):
             raise HandshakeError("the other side has this side's own identity")
@@ -322,6 +331,7 @@ class ClientHandshake(_Handshake):
         Raises:
             LocalProtocolError: out of turn.
         """
+        # SPEC handshake.md: A client MUST send exactly these 36 bytes first.
         with self._act(1):
             return PREFACE + self._noise.write_message(b"")
 
@@ -334,7 +344,10 @@ class ClientHandshake(_Handshake):
             LocalProtocolError: out of turn.
         """
         with self._act(2):
+            # SPEC handshake.md: A client MUST end the connection when anything in act 2 fails to decrypt.
             self._judge(self._read(data, ACT2_BYTES))
+            # SPEC handshake.md: A client MUST end the connection when the relay identity is not byte for byte the
+            #   key in the address.
             if not compare_digest(self._peer_key, self._relay_key):
                 raise RelayKeyMismatch(
                     f"the relay proved the key {key_text(self._peer_key)}, "
@@ -347,6 +360,8 @@ class ClientHandshake(_Handshake):
         Raises:
             LocalProtocolError: out of turn.
         """
+        # SPEC handshake.md: A client MUST check the relay identity as described under "Checking an identity" before
+        #   it sends act 3.
         with self._act(3):
             return self._noise.write_message(self._identity.public_key)
 
@@ -375,6 +390,7 @@ class RelayHandshake(_Handshake):
             LocalProtocolError: out of turn.
         """
         with self._act(1):
+            # SPEC handshake.md: A relay MUST close the connection without a word when the version is not 1.
             if data[: len(PREFACE)] != PREFACE:
                 raise HandshakeError("another protocol, or another version of this one")
             self._read(data[len(PREFACE) :], ACT1_BYTES - len(PREFACE))
@@ -397,4 +413,8 @@ class RelayHandshake(_Handshake):
             LocalProtocolError: out of turn.
         """
         with self._act(3):
+            # SPEC handshake.md: A relay MUST close the connection without a word when act 3 fails to decrypt or the
+            #   identity fails its check.
+            # SPEC handshake.md: A relay MUST accept every valid client identity, unless its configuration says
+            #   otherwise.
             self._judge(self._read(data, ACT3_BYTES))

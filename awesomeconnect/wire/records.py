@@ -69,6 +69,7 @@ class Sealer:
             ValueError: the buffer is shorter than the record; nothing was sealed.
         """
         size = len(plaintext)
+        # SPEC records.md: A sender MUST NOT seal a record with less than 1 or more than 65,519 bytes of plaintext.
         if not 0 < size <= MAX_PLAINTEXT:
             raise LocalProtocolError(f"a record of {size} bytes; it carries 1 to {MAX_PLAINTEXT}")
         cipher = ChaCha20Poly1305(self._key)
@@ -77,6 +78,11 @@ class Sealer:
         end = size + OVERHEAD_BYTES
         cipher.encrypt_into((counter << 32).to_bytes(12, "little"), plaintext, None, view[LENGTH_BYTES:end])
         view[:LENGTH_BYTES] = (size + TAG_BYTES).to_bytes(LENGTH_BYTES, "big")
+        # SPEC records.md: A sender MUST number the records of its direction 0, 1, 2 and so on, without a gap and
+        #   without a repetition.
+        # SPEC records.md: A sender MUST replace the key of its direction after it has sealed a record whose counter
+        #   is 1023 modulo 1024.
+        # SPEC records.md: A sender MUST NOT reset the counter when it replaces the key.
         self._counter = counter = counter + 1
         if not counter & (REKEY_INTERVAL - 1):
             self._key = _rekeyed(cipher)
@@ -90,12 +96,14 @@ class Opener:
         key: the other direction's key from the handshake (32 bytes).
     """
 
+    # SPEC records.md: A receiver MUST NOT keep more than one incomplete record of a connection.
     # _rest is the beginning of a record whose other bytes have not arrived, and _missing how many those are,
     # at least: one byte while the length itself is incomplete.
-    __slots__ = ("_counter", "_key", "_missing", "_rest")
+    __slots__ = ("_counter", "_key", "_missing", "_rest", "failure")
 
     def __init__(self, key: bytes) -> None:
         self._key: bytes | None = key
+        self.failure: RemoteProtocolError | None = None
         self._counter = 0
         self._rest = bytearray()
         self._missing = 0
@@ -107,7 +115,7 @@ class Opener:
 
         Raises:
             RemoteProtocolError: a length below 17, or a record that was changed, repeated, left out or moved.
-                Records before it in the same call are dropped with it.
+                Where good records came before it in the same call, these are returned, and `failure` is set.
             LocalProtocolError: called again after that.
         """
         key = self._key
@@ -130,6 +138,12 @@ class Opener:
             self._rest = bytearray()
             self._missing = 0
 
+        # SPEC records.md: A receiver MUST NOT use any plaintext of a record before its tag is verified.
+        # SPEC records.md: A receiver MUST replace the key of the sender's direction after it has opened a record
+        #   whose counter is 1023 modulo 1024.
+        # SPEC records.md: A receiver MUST forget the replaced key.
+        # SPEC records.md: A receiver MUST answer a record length below 17 with CLOSE protocol_error, without
+        #   reading further.
         plaintexts: list[bytes] = []
         append = plaintexts.append
         counter = self._counter
@@ -146,7 +160,8 @@ class Opener:
                         break
                     length = part[start] << 8 | part[start + 1]
                     if length < _MIN_LENGTH:
-                        raise self._failed(f"record {counter} has length {length}, below {_MIN_LENGTH}")
+                        self._fail(f"record {counter} has length {length}, below {_MIN_LENGTH}")
+                        break
                     stop = body + length
                     if stop > end:
                         self._missing = stop - end
@@ -158,13 +173,19 @@ class Opener:
                         self._key = _rekeyed(cipher)
                         cipher = ChaCha20Poly1305(self._key)
                         decrypt = cipher.decrypt
+                if self.failure is not None:
+                    break
                 self._rest += part[start:]
-        except InvalidTag as problem:
-            raise self._failed(f"record {counter} failed authentication") from problem
+        except InvalidTag:
+            # SPEC records.md: A receiver MUST answer a record that fails to decrypt with CLOSE protocol_error,
+            #   without reading further.
+            self._fail(f"record {counter} failed authentication")
+        if self.failure is not None and not plaintexts:
+            raise self.failure
         self._counter = counter
         return plaintexts
 
-    def _failed(self, reason: str) -> RemoteProtocolError:
+    def _fail(self, reason: str) -> None:
         self._key = None
         self._rest = bytearray()
-        return RemoteProtocolError(reason)
+        self.failure = RemoteProtocolError(reason)

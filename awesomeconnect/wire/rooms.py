@@ -25,6 +25,8 @@ def room_name_problem(name: str) -> str | None:
         return f"a room name has 1 to {MAX_ROOM_BYTES} bytes of UTF-8, not {size}"
     if _CONTROL.search(name):
         return "a room name must not contain control characters"
+    # SPEC rooms.md: A relay MUST treat every name that begins with @ and is not the name of an owned room as not
+    #   valid.
     if name[0] == "@" and not _OWNED.fullmatch(name):
         return "a room name that starts with @ must be @KEY/REST, KEY the owner's 64 lower-case hex digits"
     return None

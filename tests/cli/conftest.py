@@ -29,6 +29,8 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, **environment},
+            # A shell starts background jobs with interrupts ignored, and they pass that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         self._guard = threading.Timer(PATIENCE_S, self.process.kill)
         self._guard.daemon = True

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import anyio
 import pytest
 
 from awesomeconnect.client import ClientSettings, Node, connect
 from awesomeconnect.server import supervisor
-from tests.support.relay import ThreadedRelay
+from tests.support.relay import PATIENCE_S, ThreadedRelay
 from tests.support.scripted import ScriptedRelay
 
 #: No waiting between attempts.
 AT_ONCE: dict[str, Any] = {"backoff_s": 0.001, "first_cap_s": 0.01, "later_cap_s": 0.01}
 
 Connect = Callable[..., AbstractAsyncContextManager[Node]]
+
+
+@asynccontextmanager
+async def patiently(connecting: AbstractAsyncContextManager[Node]) -> AsyncIterator[Node]:
+    """A node of a test that fails rather than hangs."""
+    with anyio.fail_after(PATIENCE_S):
+        async with connecting as node:
+            yield node
 
 
 @pytest.fixture(params=["trio", "asyncio"])
@@ -45,7 +54,7 @@ def enter(relay: ThreadedRelay) -> Connect:
 
     def enter(*rooms: str, **options: Any) -> AbstractAsyncContextManager[Node]:
         options.setdefault("settings", ClientSettings(**AT_ONCE))
-        return connect(relay.address, rooms=rooms, **options)
+        return patiently(connect(relay.address, rooms=rooms, **options))
 
     return enter
 
@@ -60,8 +69,10 @@ def script() -> ScriptedRelay:
 def play(script: ScriptedRelay) -> Connect:
     """Connects to the scripted relay."""
 
-    def play(*rooms: str, settings: dict[str, Any] | None = None, **options: Any) -> Any:
+    def play(
+        *rooms: str, settings: dict[str, Any] | None = None, **options: Any
+    ) -> AbstractAsyncContextManager[Node]:
         every = ClientSettings(dial=script.dial, **{**AT_ONCE, **(settings or {})})
-        return connect(script.address, rooms=rooms, settings=every, **options)
+        return patiently(connect(script.address, rooms=rooms, settings=every, **options))
 
     return play

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
-from awesomeconnect.client import Connected, Message, Node, Refusal
+from awesomeconnect.client import ClientSettings, Connected, Message, Node, Refusal
 from awesomeconnect.errors import (
     AddressError,
     ConnectionEnded,
@@ -137,6 +138,16 @@ async def test_flush_raises_all_refusals(enter: Connect) -> None:
         assert "send to any member of room 'empty'" in str(problems[2])
 
 
+async def test_flush_says_how_many_refusals_it_does_not_name(enter: Connect) -> None:
+    settings = ClientSettings(kept_problems=2)
+    async with enter(settings=settings) as node:
+        for number in range(5):
+            await node.publish(f"empty {number}", b"?")
+        with pytest.raises(ExceptionGroup, match="not all accepted, and 3 more problems") as group:
+            await node.flush()
+        assert len(group.value.exceptions) == 2
+
+
 async def test_request_and_reply(enter: Connect) -> None:
     async with enter("service") as server, enter() as client:
 
@@ -244,7 +255,7 @@ async def test_watch_begins_with_the_members_and_tells_changes(enter: Connect) -
             assert second.version > first.version
         third = await anext(changes)
         assert third.left == (two.key,)
-        await changes.aclose()  # type: ignore[attr-defined]
+        await changes.aclose()
         with pytest.raises(RoomRefused):  # it no longer observes the room
             await watcher.members("room")
 
@@ -254,14 +265,14 @@ async def test_two_watches_of_a_room_one_is_in(enter: Connect) -> None:
         first, second = node.watch("room"), node.watch("room")
         for changes in (first, second):
             assert [member.key for member in (await anext(changes)).joined] == [node.key]
-        await first.aclose()  # type: ignore[attr-defined]
+        await first.aclose()
         async with enter("room") as other:
             assert [member.key for member in (await anext(second)).joined] == [other.key]
         await node.leave("room")
         left: set[bytes] = set()
         while left != {node.key, other.key}:  # it goes on looking from outside
             left.update((await anext(second)).left)
-        await second.aclose()  # type: ignore[attr-defined]
+        await second.aclose()
 
 
 async def test_ping(enter: Connect) -> None:
@@ -391,7 +402,7 @@ async def test_bad_arguments_are_refused_before_anything_is_sent(enter: Connect)
 
 
 async def test_bad_arguments_of_connect(relay: ThreadedRelay, enter: Connect, tmp_path: Path) -> None:
-    cases = [
+    cases: list[tuple[type[Exception], dict[str, Any]]] = [
         (KeyFileError, {"identity": tmp_path / "missing"}),
         (LocalProtocolError, {"attributes": {"name": 1.5}}),
         (LocalProtocolError, {"attributes": {f"name {number}": 1 for number in range(17)}}),

@@ -152,6 +152,7 @@ async def test_a_draining_relay_is_left_for_another(relay: ThreadedRelay) -> Non
 async def test_another_process_with_the_same_key_ends_the_node(enter: Connect) -> None:
     identity = Identity.generate()
     async with enter("room", identity=identity) as one:
+        watch = one.watch("room")
         settings = ClientSettings(process=Process())
         async with enter(identity=identity, settings=settings) as two:
             with pytest.raises(ConnectionEnded, match="another process connected with the same key") as ended:
@@ -161,7 +162,7 @@ async def test_another_process_with_the_same_key_ends_the_node(enter: Connect) -
             assert isinstance(seen[-1], Disconnected)
             assert seen[-1].retry_in_s is None
             await one.flush()  # nothing is open
-            for again in (one.publish("room", b""), anext(one), one.ping(), anext(one.watch("room"))):
+            for again in (one.publish("room", b""), anext(one), one.ping(), anext(watch)):
                 with pytest.raises(ConnectionEnded, match="another process"):
                     await again
             await two.ping()

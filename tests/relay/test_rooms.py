@@ -379,6 +379,15 @@ def test_anycast_takes_turns_among_idle_members(house: House) -> None:
     assert chosen == (idle[start:] + idle[:start]) * 2
 
 
+def test_anycast_takes_turns_among_equally_busy_members(house: House) -> None:
+    everyone = [node(number) for number in range(4)]
+    for one in everyone:
+        room = house.join(one)
+        one.egress.total = 100
+    chosen = [room.anycast_order(None)[0] for _ in range(8)]
+    assert chosen == [one.egress for one in everyone] * 2
+
+
 def test_anycast_prefers_the_least_busy(house: House) -> None:
     everyone = [node(number) for number in range(4)]
     for one, total in zip(everyone, (10, 50, 20, 30), strict=True):

@@ -13,6 +13,7 @@ import trio.testing
 from awesomeconnect.config import RelaySettings
 from awesomeconnect.identity import Identity
 from awesomeconnect.server import Relay, supervisor
+from awesomeconnect.wire.framing import FRAME_OVERHEAD_BYTES
 from awesomeconnect.wire.messages import Incarnation, RoomIntent
 from tests.support.memory import MemoryTransport, memory_pair
 from tests.support.node import Node
@@ -85,6 +86,10 @@ def open_house(nursery: trio.Nursery) -> Opener:
     """Starts a relay; settings are those of `RelaySettings`."""
 
     async def start(**settings: Any) -> House:
+        if "egress" in settings:  # small queues hold small messages only
+            settings.setdefault(
+                "payload_bytes", min(1 << 20, settings["egress"].class_bytes - FRAME_OVERHEAD_BYTES)
+            )
         relay = Relay(IDENTITY, RelaySettings(**settings), random_bytes=lambda _size: EPOCH)
         await nursery.start(relay.serve)
         return House(relay)

@@ -424,7 +424,7 @@ async def test_order_and_conservation(open_house: Opener, nursery: trio.Nursery,
     house = await open_house(
         contracts=contracts,
         room_contracts={"y": (evolve(CONTRACT, traffic_class=5), evolve(CONTRACT, cir_bytes_per_s=2_000))},
-        egress=EgressLimits(2_000, 4_000, 9_000),
+        egress=EgressLimits(2_000, 5_200, 9_000),
     )
     senders = [await house.node("x") for _ in range(3)]
     slow = await house.node("x", "y", capacity_bytes=1_000)

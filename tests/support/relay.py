@@ -50,7 +50,7 @@ class ThreadedRelay:
 
     def drain(self) -> None:
         """End as after SIGTERM. Not for the thread of its clients, which must go on meanwhile."""
-        self._token.run_sync_soon(self._nursery.start_soon, self._relay.drain)
+        self._token.run_sync_soon(lambda: self._nursery.start_soon(self._relay.drain))
         self._join()
 
     def _join(self) -> None:

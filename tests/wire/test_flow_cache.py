@@ -206,7 +206,7 @@ class House:
         bob = self.nodes[BOB]
         if isinstance(message, Stats):
             self.peers[1].egress = None if self.peers[1].egress else bob.egress
-        elif isinstance(message, Leave) and self.registry.find_room(message.room):
+        elif isinstance(message, Leave) and message.room in ROOMS:
             if not self.registry.leave(bob, bob.egress, message.room):
                 self.join(BOB, message.room)
         elif isinstance(message, Members):

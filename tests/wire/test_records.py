@@ -18,6 +18,22 @@ KEY = bytes(range(32))
 plaintext_lists = st.lists(st.binary(min_size=1, max_size=100) | st.integers(1, 2_000).map(bytes), max_size=12)
 
 
+def open_all(opener: Opener, data: bytes) -> list[bytes]:
+    """The plaintexts, or the failure, also where good records came before it."""
+    plaintexts = opener.open(data)
+    if opener.failure is not None:
+        raise opener.failure
+    return plaintexts
+
+
+def test_good_records_before_a_bad_one_are_returned() -> None:
+    records = seal_all([b"zero", b"one", b"two"])
+    opener = Opener(KEY)
+    assert opener.open(records[0] + records[1] + records[1]) == [b"zero", b"one"]
+    assert isinstance(opener.failure, RemoteProtocolError)
+    assert_dead(opener)
+
+
 def seal_all(plaintexts: list[bytes]) -> list[bytes]:
     sealer = Sealer(KEY)
     return [sealer.seal(plaintext) for plaintext in plaintexts]
@@ -157,7 +173,7 @@ class TestRekeying:
         assert len(opener.open(b"".join(records[:-1]))) == REKEY_INTERVAL
         forged = ChaCha20Poly1305(KEY).encrypt((REKEY_INTERVAL << 32).to_bytes(12, "little"), b"x", None)
         with pytest.raises(RemoteProtocolError):
-            opener.open(len(forged).to_bytes(2, "big") + forged)
+            open_all(opener, len(forged).to_bytes(2, "big") + forged)
 
 
 class TestRefusals:
@@ -168,14 +184,14 @@ class TestRefusals:
         bad = length.to_bytes(2, "big")
         opener = Opener(KEY)
         with pytest.raises(RemoteProtocolError, match=f"record {before} has length {length}") as caught:
-            opener.open(b"".join(records) + bad)
+            open_all(opener, b"".join(records) + bad)
         assert caught.value.code == ErrorCode.PROTOCOL_ERROR
         assert_dead(opener)
 
         opener = Opener(KEY)
         opener.open(b"".join(records) + bad[:1])
         with pytest.raises(RemoteProtocolError):
-            opener.open(bad[1:])
+            open_all(opener, bad[1:])
         assert_dead(opener)
 
     @given(plaintext_lists.filter(bool), st.data())
@@ -189,7 +205,7 @@ class TestRefusals:
         assert opener.open(b"".join(records[:hit])) == plaintexts[:hit]
         # Zeros follow, so that a record whose length grew is complete.
         with pytest.raises(RemoteProtocolError):
-            opener.open(changed + bytes(65_537))
+            open_all(opener, changed + bytes(65_537))
         assert_dead(opener)
 
     @given(plaintext_lists.filter(bool), st.data())
@@ -203,7 +219,7 @@ class TestRefusals:
         opener = Opener(KEY)
         opener.open(b"".join(records[:hit]))
         with pytest.raises(RemoteProtocolError):
-            opener.open(max(0, len(cut) - 2).to_bytes(2, "big") + cut[2:])
+            open_all(opener, max(0, len(cut) - 2).to_bytes(2, "big") + cut[2:])
         assert_dead(opener)
 
     @pytest.mark.parametrize(
@@ -220,13 +236,13 @@ class TestRefusals:
         for record in [] if together else sent[:wrong_at]:
             opener.open(record)
         with pytest.raises(RemoteProtocolError, match=f"record {wrong_at} failed authentication"):
-            opener.open(b"".join(sent) if together else sent[wrong_at])
+            open_all(opener, b"".join(sent) if together else sent[wrong_at])
         assert_dead(opener)
 
     def test_the_other_directions_key(self) -> None:
         opener = Opener(KEY[::-1])
         with pytest.raises(RemoteProtocolError, match="record 0 failed authentication"):
-            opener.open(Sealer(KEY).seal(b"reflected"))
+            open_all(opener, Sealer(KEY).seal(b"reflected"))
         assert_dead(opener)
 
     @given(st.lists(st.binary(max_size=200)))
