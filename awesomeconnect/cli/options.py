@@ -40,7 +40,8 @@ def _relay(text: str) -> str:
         return str(RelayAddress.parse(text))
 
 
-def _traffic_class(text: str) -> int:
+def traffic_class(text: str) -> int:
+    """The number of a traffic class, from its name or number."""
     number = CLASS_NAMES.get(text, int(text) if text.isascii() and text.isdigit() else 7)
     if number > 6:
         raise click.BadParameter(f"{text!r} is none of {', '.join(CLASS_NAMES)} and 0 to 6")
@@ -65,7 +66,7 @@ def _address_checked() -> Iterator[None]:
 class_option = click.option(
     "--class",
     "traffic_class",
-    type=_traffic_class,
+    type=traffic_class,
     default="data",
     show_default=True,
     metavar="CLASS",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from awesomeconnect.cli.contracts import by_room, contract, rate, room_contract
 from awesomeconnect.cli.key import default_relay_key
 from awesomeconnect.cli.logs import log_to_stderr
 from awesomeconnect.cli.text import json_line
@@ -21,8 +22,10 @@ from awesomeconnect.cli.text import json_line
 if TYPE_CHECKING:
     import trio
 
+    from awesomeconnect.config import RelaySettings
     from awesomeconnect.identity import Identity
     from awesomeconnect.server import Relay
+    from awesomeconnect.wire.messages import ClassContract
 
 log = logging.getLogger("awesomeconnect.serve")
 
@@ -47,9 +50,48 @@ _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
     type=click.Path(path_type=Path),
     help="The relay's key file, made when missing.  [default: relay.key in the state folder]",
 )
+@click.option(
+    "--contract",
+    "contracts",
+    type=contract,
+    multiple=True,
+    metavar="CLASS:RATE:BURST[:RESIDENCE]",
+    help="What each connection may send in a class, e.g. bulk:5MB/s:2MB:500ms. What comes too early is held for "
+    "RESIDENCE (100ms) at most, what is longer than BURST is refused. May be repeated; the other classes are free.",
+)
+@click.option(
+    "--room-contract",
+    "room_contracts",
+    type=room_contract,
+    multiple=True,
+    metavar="ROOM=CLASS:RATE:BURST[:RESIDENCE]",
+    help="The same for what each connection may send to a room. May be repeated.",
+)
+@click.option(
+    "--downlink",
+    type=rate,
+    metavar="RATE",
+    help="What the link of every node carries at least, e.g. 10Mbit/s: nodes are told how long a message waits in "
+    "the relay at most, in classes where contracts and --connections bound what is sent.",
+)
+@click.option(
+    "--connections",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Nodes at once.  [default: 100000, or what the limit on open files allows]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line once the relay accepts connections.")
 @click.pass_obj
-def serve(verbose: bool, listen: tuple[str, ...], key_file: Path | None, as_json: bool) -> None:
+def serve(
+    verbose: bool,
+    listen: tuple[str, ...],
+    key_file: Path | None,
+    contracts: tuple[ClassContract, ...],
+    room_contracts: tuple[tuple[str, ClassContract], ...],
+    downlink: int | None,
+    connections: int | None,
+    as_json: bool,
+) -> None:
     """Run a relay and print the address that nodes need.
 
     SIGTERM and Ctrl-C drain: clients are asked to leave, and what is queued for them is sent. A second
@@ -61,6 +103,7 @@ def serve(verbose: bool, listen: tuple[str, ...], key_file: Path | None, as_json
       awesomeconnect serve --listen 0.0.0.0:7420 --listen [::]:7420
       awesomeconnect serve --listen /run/awesomeconnect.sock --key /etc/awesomeconnect/relay.key
       awesomeconnect serve --listen 127.0.0.1:0 --json
+      awesomeconnect serve --contract bulk:5MB/s:2MB:500ms --contract urgent:20kB/s:4kB
     """
     import trio
 
@@ -72,7 +115,17 @@ def serve(verbose: bool, listen: tuple[str, ...], key_file: Path | None, as_json
     log_to_stderr(logging.DEBUG if verbose else logging.INFO)
     identity = Identity.load_or_create(key_file or default_relay_key())
     most = raise_file_limit() - RESERVED_FILES
-    relay = Relay(identity, RelaySettings(connections=max(1, min(RelaySettings().connections, most))))
+    try:
+        settings = RelaySettings(
+            connections=max(1, min(connections or RelaySettings().connections, most)),
+            contracts=contracts,
+            room_contracts=by_room(room_contracts),
+            downlink_bytes_per_s=downlink,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    _warn_of_short_bursts(settings)
+    relay = Relay(identity, settings)
     listeners: list[socket.socket] = []
     try:
         for where in listen:
@@ -81,6 +134,18 @@ def serve(verbose: bool, listen: tuple[str, ...], key_file: Path | None, as_json
     finally:
         for listener in listeners:
             close_listener(listener)
+
+
+def _warn_of_short_bursts(settings: RelaySettings) -> None:
+    from awesomeconnect.wire.framing import FRAME_OVERHEAD_BYTES
+
+    for one in settings.contracts:
+        if one.cbs_bytes < settings.payload_bytes + FRAME_OVERHEAD_BYTES:
+            log.info(
+                "class %d: messages above %s bytes are refused, since they are longer than the burst",
+                one.traffic_class,
+                f"{one.cbs_bytes:,}",
+            )
 
 
 def raise_file_limit() -> int:

@@ -1,8 +1,8 @@
 """How long frames wait in an egress queue: the longest wait of each class.
 
 Looked at only while something waits, never for each message: what is queued when a turn ends gets a mark, and its
-wait ends when the queue has departed as far as the mark. Marks of the same millisecond are one, so a wait may be
-found longer than it was by as much.
+wait ends when the queue has departed, into a record, as far as the mark. Marks of the same millisecond are one, so
+a wait may be found longer than it was by as much.
 
 This module does not know what time it is.
 """

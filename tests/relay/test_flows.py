@@ -26,6 +26,7 @@ from awesomeconnect.wire.messages import (
     REVISION,
     Anycast,
     Attributes,
+    ClassContract,
     Deliver,
     Fragment,
     FragmentEnd,
@@ -55,15 +56,19 @@ class Verdict:
     first: int
     count: int
     code: ErrorCode
+    retry_after_ms: int = 0
 
 
 class World:
     """A registry with connections."""
 
-    def __init__(self, payload_bytes: int = 50_000) -> None:
+    def __init__(self, payload_bytes: int = 50_000, contracts: tuple[ClassContract, ...] = ()) -> None:
         self.registry = Registry()
         self.traffic = Traffic()
         self.payload_bytes = payload_bytes
+        self.contracts = contracts
+        self.fan_out = Scheduler(1 << 40, 1 << 40, SchedulerGroup(0), now_ns=0)
+        self.now_ns = 0
 
     def sender(self, number: int, *rooms: str) -> Sender:
         return Sender(self, number, rooms)
@@ -105,10 +110,10 @@ class Sender:
             self.touched,
             self.unicasts,
             lambda first, count: self.gone.append((first, count)),
-            Ingress((), 0),
-            Scheduler(1 << 40, 1 << 40, SchedulerGroup(0), now_ns=0),
+            Ingress(world.contracts, world.now_ns),
+            world.fan_out,
             lambda _room: (),
-            lambda first, count, code, _retry_after_ms: self.refused.append(Verdict(first, count, code)),
+            lambda *verdict: self.refused.append(Verdict(*verdict)),
             lambda target, traffic_class, egress: self.congested.append((target, traffic_class, egress)),
         )
 
@@ -126,10 +131,10 @@ class Sender:
         while True:
             message = self.relay.next_message()
             if self.relay.reader.touched:
-                self.router.route_gathered(0)
+                self.router.route_gathered(self.world.now_ns)
             if message is None:
                 return
-            routes[type(message)](message, self.relay.reader.ordinal, 0)
+            routes[type(message)](message, self.relay.reader.ordinal, self.world.now_ns)
 
     def got(self) -> list[Message]:
         """Everything that waits for this connection, in order of departure."""

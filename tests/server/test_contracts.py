@@ -27,11 +27,13 @@ from awesomeconnect.wire.messages import (
     Join,
     JoinFlags,
     Message,
+    Pause,
     Ping,
     PingKind,
     Pong,
     Publish,
     Reject,
+    Resume,
     RoomIntent,
     Send,
     Stats,
@@ -511,3 +513,61 @@ async def test_members_that_only_observe_are_told(open_house: Opener) -> None:
     observer = await house.node(RoomIntent("x", JoinFlags.OBSERVE))
     house.relay.set_room_contracts("x", [WIDE])
     await observer.expect(Contract, room="x", contracts=(WIDE,))
+
+
+# ---- what is reported --------------------------------------------------------------------------------
+
+
+async def test_the_longest_wait_is_reported_per_class(open_house: Opener) -> None:
+    house = await open_house()
+    a, slow = await house.node(), await house.node("x", capacity_bytes=4_096)
+    await a.send(*publishes(range(1_000)))
+    await trio.sleep(0.2)
+    await a.send(*publishes(range(1_000, 1_001), traffic_class=5))
+    await trio.sleep(0.1)
+    for _ in range(1_001):
+        await slow.expect(Deliver)
+    await slow.send(Stats())
+    report = await slow.expect(StatsReport)
+    waits = report.counters["queueing_max_us"]
+    assert isinstance(waits, tuple)
+    assert 300_000 <= waits[1] < 302_000
+    assert 100_000 <= waits[5] < 102_000
+    assert waits[0] == waits[7] == 0
+    assert report.counters["queueing_bound_us"] == (0,) * 8
+    await a.send(Stats())
+    assert (await a.expect(StatsReport)).counters["queueing_max_us"] == (0,) * 8
+
+
+async def test_a_paused_class_does_not_wait_for_the_relay(open_house: Opener) -> None:
+    house = await open_house()
+    a, slow = await house.node(), await house.node("x", capacity_bytes=4_096)
+    await a.send(*publishes(range(1_000)))
+    await slow.send(Pause(None, 1))
+    await trio.sleep(5)
+    await slow.send(Resume(None, 1), Stats())
+    while not isinstance(report := await slow.receive(), StatsReport):
+        pass
+    waits = report.counters["queueing_max_us"]
+    assert isinstance(waits, tuple)
+    assert waits[1] < 1_000
+
+
+async def test_bounds_are_published_where_link_and_senders_are_known(open_house: Opener) -> None:
+    every = [ClassContract(number, 2_000, 1_000, 0) for number in range(7)]
+    known: dict[str, Any] = {"downlink_bytes_per_s": 1_250_000, "connections": 10}
+
+    async def bounds(contracts: list[ClassContract], **settings: Any) -> tuple[int, ...]:
+        house = await open_house(contracts=tuple(contracts), **settings)
+        node = await house.node()
+        await node.send(Stats())
+        found = (await node.expect(StatsReport)).counters["queueing_bound_us"]
+        assert isinstance(found, tuple)
+        return found
+
+    all_of_them = await bounds(every, **known)
+    assert all_of_them[7] == 0, "what travels there has no contract"
+    assert all(all_of_them[number] > all_of_them[number + 1] > 0 for number in range(6))
+    assert await bounds(every) == await bounds(every, downlink_bytes_per_s=1_250_000) == (0,) * 8
+    assert await bounds(every[:4] + every[5:], **known) == (*[0] * 5, *all_of_them[5:])
+    assert (await bounds(every, **known, room_contracts={"x": (every[5],)}))[5] > all_of_them[5]
