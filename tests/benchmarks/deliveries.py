@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -22,11 +23,13 @@ from typing import Any
 import attrs
 import click
 
-from .servers import SYSTEMS, Absent, Cores, Failed, Server, System, cores
+from .servers import SYSTEMS, Absent, Cores, Failed, Server, System, cores, relay_with
 from .workloads import WORKLOADS, Workload
 
 YARDSTICK = "nats"
 RATIO = f"ratio_to_{YARDSTICK}"
+PLAIN, VARIED = "relay", "relay+"
+RATIO_TO_PLAIN = f"ratio_to_{PLAIN}"
 SATURATED = 0.95
 
 
@@ -73,7 +76,7 @@ def _event(generator: subprocess.Popen[str], expected: str) -> dict[str, Any]:
 
 def measure(system: str, server: Server, workload: Workload, seconds: float, on: Cores) -> Measurement:
     """Run the load generator once, on the given cores, against a running server."""
-    command = [system, server.address, json.dumps(attrs.asdict(workload)), str(seconds)]
+    command = [system.removesuffix("+"), server.address, json.dumps(attrs.asdict(workload)), str(seconds)]
     with _generator(command, on) as generator:
         assert generator.stdin is not None
         _event(generator, "ready")
@@ -148,10 +151,14 @@ def summarise(results: dict[str, list[Measurement]]) -> Summary:
         }
         if YARDSTICK in results:
             pairs = zip(rows, results[YARDSTICK], strict=True)
-            summary[name][RATIO] = Spread.of(
-                row.cpu_us_per_delivery / peer.cpu_us_per_delivery for row, peer in pairs
-            )
+            summary[name][RATIO] = _ratio(pairs)
+        if name == VARIED and PLAIN in results:
+            summary[name][RATIO_TO_PLAIN] = _ratio(zip(rows, results[PLAIN], strict=True))
     return summary
+
+
+def _ratio(pairs: Iterable[tuple[Measurement, Measurement]]) -> Spread:
+    return Spread.of(row.cpu_us_per_delivery / peer.cpu_us_per_delivery for row, peer in pairs)
 
 
 def _table(workload: Workload, summary: Summary) -> str:
@@ -168,6 +175,7 @@ def _table(workload: Workload, summary: Summary) -> str:
             f"  {name:8}{figures['cpu_us_per_delivery']!s:>26}{figures['deliveries_per_s'].median:>14,.0f}"
             f"{server:>8.0%}{generator:>11.0%}{figures['server_rss_bytes'].median / 2**20:>9.1f}"
             + (f"{figures[RATIO]!s:>24}" if RATIO in figures and name != YARDSTICK else "")
+            + (f"  {figures[RATIO_TO_PLAIN]} to {PLAIN}" if RATIO_TO_PLAIN in figures else "")
             + ("  the generator is the bottleneck" if generator > SATURATED > server else "")
         )
     return "\n".join(lines)
@@ -184,6 +192,11 @@ def _table(workload: Workload, summary: Summary) -> str:
 @click.option("--window", type=click.IntRange(1), help="Messages published and not yet received by all.")
 @click.option("--pin/--no-pin", default=False, show_default=True, help="Server and generator on a core each.")
 @click.option(
+    "--serve-with",
+    metavar="ARGUMENTS",
+    help=f"Also measure {VARIED}, a relay with these arguments of `awesomeconnect serve`, beside the plain one.",
+)
+@click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write all figures here."
 )
 def main(
@@ -194,13 +207,17 @@ def main(
     pack: int | None,
     window: int | None,
     pin: bool,
+    serve_with: str | None,
     json_file: Path | None,
 ) -> None:
     """Server CPU per delivered message of the relay beside nats-server's."""
     versions: dict[str, str] = {}
-    for name in wanted or SYSTEMS:
+    systems_under_test = {name: SYSTEMS[name] for name in wanted or SYSTEMS}
+    if serve_with is not None:
+        systems_under_test[VARIED] = relay_with(VARIED, shlex.split(serve_with))
+    for name, system_under_test in systems_under_test.items():
         try:
-            versions[name] = SYSTEMS[name].version()
+            versions[name] = system_under_test.version()
         except Absent as absent:
             click.echo(f"left out: {absent}", err=True)
     workloads = {}
@@ -208,7 +225,7 @@ def main(
         workload = WORKLOADS[name]
         try:
             workload = attrs.evolve(workload, pack=pack or workload.pack, window=window or workload.window)
-            results = rounds([SYSTEMS[system] for system in versions], workload, count, seconds, pin)
+            results = rounds([systems_under_test[name] for name in versions], workload, count, seconds, pin)
         except (Failed, ValueError) as problem:
             raise click.ClickException(str(problem)) from problem
         summary = summarise(results)
@@ -222,6 +239,7 @@ def main(
             "machine": f"{platform.platform()}, {os.cpu_count()} cores",
             "seconds": seconds,
             "pinned": pin,
+            "serve_with": serve_with,
             "workloads": workloads,
         }
         json_file.write_text(json.dumps(report, indent=2) + "\n")

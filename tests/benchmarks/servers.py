@@ -164,4 +164,11 @@ NATS = System(
     ready_on_stdout=False,
     parse_ready=_nats_ready,
 )
+
+
+def relay_with(name: str, arguments: list[str]) -> System:
+    """Our relay with more arguments of ``serve``."""
+    return attrs.evolve(RELAY, name=name, command=lambda directory: [*_relay_command(directory), *arguments])
+
+
 SYSTEMS = {system.name: system for system in (RELAY, NATS)}
