@@ -77,8 +77,9 @@ HEAVY_TURN_BYTES = 256 << 10
 #: Routing lets others run after this many deliveries; decoding a message costs about as much as 50.
 TURN_DELIVERIES = 10_000
 MESSAGE_COST = 50
-#: Extension frames decoded before their cost is counted: under 1 ms.
+#: Extension frames decoded before their cost is counted: under 1 ms. A frame of the least size has 3 bytes.
 MOST_IGNORED_BYTES = 1_024
+IGNORED_BYTE_COST = 8
 #: So does telling of one member in a page; one that is passed over costs about as much as a delivery.
 MEMBER_COST = 20
 
@@ -390,7 +391,7 @@ class Session:
                 if message is None and not connection.ignored_bytes:
                     break
                 if connection.ignored_bytes:
-                    work += MESSAGE_COST + connection.ignored_bytes
+                    work += IGNORED_BYTE_COST * connection.ignored_bytes
                     connection.ignored_bytes = 0
                 handler = _HANDLERS.get(type(message))
                 if handler is not None and self.close_by is None:
