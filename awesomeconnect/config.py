@@ -10,6 +10,7 @@ from math import inf
 from typing import Any
 
 from attrs import Attribute, field, frozen
+from attrs.validators import optional
 
 from awesomeconnect.shaping.egress import EgressLimits
 from awesomeconnect.wire.connection import DEFAULT_PAYLOAD_BYTES
@@ -99,6 +100,9 @@ class RelaySettings:
     #: What the messages of one connection may be multiplied to by rooms: about what one core can send. The burst is
     #: one turn's worth, or one message of the greatest size, to the largest room.
     fan_out_bytes_per_s: int = _limit(1 << 30)
+    #: What the link of every receiver carries at least, if that is known: published delay bounds rest on it, and on
+    #: contracts for their class and all above, and on the number of connections.
+    downlink_bytes_per_s: int | None = field(default=None, validator=optional(_positive))
     #: Queues of one connection.
     egress: EgressLimits = field(factory=EgressLimits)
 

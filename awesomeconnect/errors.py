@@ -186,7 +186,7 @@ class NoSuchPeer(Refused):
 
 
 class PayloadTooLarge(Refused):
-    """The payload is over the relay's limit (WELCOME, ``payload_bytes``)."""
+    """The payload is over the relay's limit (WELCOME, ``payload_bytes``), or the burst of its contract."""
 
 
 class RateExceeded(Refused):
@@ -226,7 +226,7 @@ Refused.for_code.update(
 _ADVICE: dict[int, str] = {
     ErrorCode.NO_MEMBERS: "nobody else is in the room; try again when somebody has joined",
     ErrorCode.NO_SUCH_PEER: "no node with this key is connected to the relay; check the key, or try later",
-    ErrorCode.PAYLOAD_TOO_LARGE: "the payload is over the relay's limit; send it in smaller messages",
+    ErrorCode.PAYLOAD_TOO_LARGE: "the payload is over a limit of the relay or of a contract; send smaller messages",
     ErrorCode.RATE_EXCEEDED: "the sending contract is used up; wait for retry_after_ms",
     ErrorCode.RECEIVER_CONGESTED: "the receiver reads too slowly and its queue is full; send more slowly",
     ErrorCode.RECEIVER_GONE: "the receiver disconnected first; try again when it is back",

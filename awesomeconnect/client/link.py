@@ -1,7 +1,8 @@
 """One connection to a relay: the handshake, then a task that reads, one that writes, and one that watches silence.
 
 The reader decodes and hands on, and never waits for the application. The writer alone seals and sends: it takes
-from the outbox what leaves next when the socket is ready for it, all that is ready in one record. A send that
+from the outbox what leaves next when the socket is ready for it, all that is ready in one record. Where the path is
+slow a record has one fragment: nothing passes a record that is sealed, and it is read when it is whole. A send that
 failed or was cancelled leaves half a record behind, so the connection is over with it.
 
 A link ends once, for one reason, and does not come back: `Node` makes another one.
@@ -32,7 +33,7 @@ from awesomeconnect.errors import (
 )
 from awesomeconnect.identity import Identity, RelayAddress
 from awesomeconnect.wire.connection import DEFAULT_PAYLOAD_BYTES, ClientConnection
-from awesomeconnect.wire.framing import FRAME_OVERHEAD_BYTES
+from awesomeconnect.wire.framing import FRAGMENT_ABOVE_BYTES, FRAME_OVERHEAD_BYTES
 from awesomeconnect.wire.messages import (
     REVISION,
     Close,
@@ -43,6 +44,7 @@ from awesomeconnect.wire.messages import (
     PingKind,
     Welcome,
 )
+from awesomeconnect.wire.records import MAX_PLAINTEXT
 from awesomeconnect.wire.states import State
 
 log = logging.getLogger("awesomeconnect.client")
@@ -213,30 +215,39 @@ class Link:
         outbox, connection = self._outbox, self._connection
         assert outbox is not None
         written = 0
+        limit = MAX_PLAINTEXT
         while True:
-            plaintext = outbox.take()
+            plaintext = outbox.take(limit)
             if plaintext:
-                await self._send(connection.seal(plaintext))
+                has_waited = await self._send(connection.seal(plaintext))
+                limit = FRAGMENT_ABOVE_BYTES if has_waited else MAX_PLAINTEXT
                 written += len(plaintext)
                 if written >= TURN_BYTES:
                     written = 0
                     await anyio.lowlevel.checkpoint()
+            elif (due_s := outbox.due_s) is not None:
+                with anyio.move_on_after(due_s):
+                    await outbox.filled.wait()
             elif self._is_closing:
                 connection.note_sent(Close())  # it was the last to leave
                 return
             else:
                 await outbox.filled.wait()
 
-    async def _send(self, record: bytes) -> None:
+    async def _send(self, record: bytes) -> bool:
+        """Send a record; whether the socket made it wait."""
         transport = self._transport
+        has_waited = False
         rest = memoryview(record)
         self._is_sending = True
         while rest:
             try:
                 rest = rest[transport.send(rest) :]
             except BlockingIOError:
+                has_waited = True
                 await transport.wait_writable()
         self._is_sending = False
+        return has_waited
 
     async def _close_later(self, delay_s: float) -> None:
         await anyio.sleep(delay_s)

@@ -41,7 +41,7 @@ from awesomeconnect.client.events import (
 )
 from awesomeconnect.client.inbox import Inbox
 from awesomeconnect.client.link import Limits, Link
-from awesomeconnect.client.outbox import Outbox, too_large
+from awesomeconnect.client.outbox import Outbox, over_burst, too_large
 from awesomeconnect.client.pauses import Pauses
 from awesomeconnect.client.receipts import TOKEN_BYTES, Flow, Receipt
 from awesomeconnect.client.reconnect import MOST_SPREAD_S
@@ -61,10 +61,12 @@ from awesomeconnect.errors import (
     RoomRefused,
 )
 from awesomeconnect.identity import KEY_BYTES, Identity, RelayAddress
+from awesomeconnect.shaping.ats import NS_PER_S
 from awesomeconnect.wire.messages import (
     REVISION,
     Attributes,
     Content,
+    Contract,
     Deliver,
     Gap,
     Goaway,
@@ -148,6 +150,7 @@ class Node:
             settings.flush_messages,
             settings.flush_bytes,
             settings.kept_problems,
+            lambda: int(anyio.current_time() * NS_PER_S),
         )
         self._inbox = Inbox(
             settings.inbox_high_bytes,
@@ -226,6 +229,7 @@ class Node:
         """Queue a message to all other members of a room; the node need not be one.
 
         Waits while there is no connection or the queue of the class is full, and lets others run every 64 KiB.
+        What has a contract leaves when that lets it; a second's worth of it is queued.
 
         Args:
             room: 1..128 bytes of UTF-8.
@@ -238,7 +242,7 @@ class Node:
             The receipt. Refusals, for example when nobody is in the room, come with `flush`.
 
         Raises:
-            PayloadTooLarge: nothing was queued.
+            PayloadTooLarge: also for what does not fit the burst of its contract; nothing was queued.
             RoomRefused: the room's name is not valid.
             LinkError: the node is closed, or there will be no connection any more.
         """
@@ -253,17 +257,19 @@ class Node:
         """As `publish`, without waiting.
 
         Raises:
-            anyio.WouldBlock: there is no connection, or the queue of the class is full.
+            anyio.WouldBlock: there is no connection, the queue of the class is full, or the contract does not
+                let the message leave yet.
             PayloadTooLarge, RoomRefused, LinkError: as `publish`.
         """
         flow = self._publish_flows.get((room, traffic_class)) or self._publish_flow(room, traffic_class)
         if type(payload) is not bytes:
             payload = _octets(payload)
         self._check_open()
-        if self._link is None or self._outbox.is_full(traffic_class, len(payload)):
+        if self._link is None:
             raise anyio.WouldBlock
-        if len(payload) > self._payload_bytes:
-            raise too_large(flow, len(payload), self._payload_bytes)
+        self._check_size(flow, len(payload))
+        if self._outbox.is_full(flow, len(payload)) or self._outbox.is_early(flow, len(payload)):
+            raise anyio.WouldBlock
         return self._outbox.put(flow, payload)
 
     async def send(
@@ -518,7 +524,8 @@ class Node:
             or self._link is None
             or self._closing
             or size > self._payload_bytes
-            or self._outbox.is_full(flow.traffic_class, size)
+            or self._outbox.is_full(flow, size)
+            or self._outbox.never_leaves(flow, size)
         )
 
     async def _admit(self, flow: Flow, size: int, wait: bool) -> None:
@@ -530,9 +537,8 @@ class Node:
         passed = False
         while True:
             await self._connected()
-            if size > self._payload_bytes:
-                raise too_large(flow, size, self._payload_bytes)
-            if outbox.is_full(flow.traffic_class, size):
+            self._check_size(flow, size)
+            if outbox.is_full(flow, size):
                 await outbox.progress.wait()
             elif not wait:
                 return
@@ -545,6 +551,14 @@ class Node:
                 passed = True
             else:
                 return
+
+    def _check_size(self, flow: Flow, size: int) -> None:
+        if size > self._payload_bytes:
+            raise too_large(flow, size, self._payload_bytes)
+        # SPEC shaping.md: A client SHOULD tell the publisher at once when a message is longer than the cbs_bytes of
+        #   its contract.
+        if self._outbox.never_leaves(flow, size):
+            raise over_burst(flow, size)
 
     async def _ask(self, flow: Flow, peer: bytes | None, payload: Payload, timeout_s: float) -> bytes:
         with self._requests.open(peer) as request, anyio.move_on_after(timeout_s):
@@ -633,7 +647,7 @@ class Node:
         self._relay = link.address
         self._limits = link.limits
         self._payload_bytes = link.limits.payload_bytes
-        self._outbox.opened(link.number, link.limits.payload_bytes)
+        self._outbox.opened(link.number, link.limits.payload_bytes, link.welcome.contracts)
         link.attach(self._outbox, self._on_message)
         self._link = link
         self._rooms.up()
@@ -746,7 +760,14 @@ class Node:
         if has_others or message.code == ErrorCode.SESSION_TOO_OLD:
             link.close_in(self._settings.random() * min(message.window_ms / 1000, MOST_SPREAD_S))
 
+    def _on_contract(self, message: Contract) -> None:
+        # SPEC messages.md: A client MUST NOT change the contracts that it knew because of a CONTRACT with another
+        #   code.
+        if not message.code:
+            self._outbox.set_contracts(message.contracts, message.room)
+
     def _on_joined(self, message: Joined) -> None:
+        self._outbox.set_contracts(message.contracts, message.room)
         self._rooms.on_joined(message)
 
     def _on_left(self, message: Left) -> None:
@@ -768,6 +789,7 @@ _HANDLERS: dict[type, Callable[[Any, Any], None]] = {
     Ping: Node._on_ping,
     Pong: Node._on_pong,
     Goaway: Node._on_goaway,
+    Contract: Node._on_contract,
     Joined: Node._on_joined,
     Left: Node._on_left,
     MembersPage: Node._on_page,

@@ -4,6 +4,9 @@ It is the relay's `Egress` with a receipt beside every message. Ordinals belong 
 urgent message overtakes queued bulk. Within what `Egress.take` returns the more urgent class comes first and a
 class is FIFO, so the receipts can be numbered afterwards from the bytes that each class has lost.
 
+In classes with a contract, messages wait in lanes before the queue until they may leave, and barriers said after
+them wait as well.
+
 Messages that had not left when a connection broke leave on the next one. Control frames and barriers die with
 their connection.
 """
@@ -11,14 +14,28 @@ their connection.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable
 
+from awesomeconnect.client.lanes import Lanes
 from awesomeconnect.client.receipts import Flow, Flush, Receipt, Verdicts
 from awesomeconnect.client.waiting import Signal
 from awesomeconnect.errors import ErrorCode, OutcomeUnknown, PayloadTooLarge
+from awesomeconnect.shaping.ats import NS_PER_S
 from awesomeconnect.shaping.egress import CONTROL, Egress, EgressLimits
-from awesomeconnect.wire.messages import Join, Members, Message, Ping, PingKind, encode_frame, is_barrier
+from awesomeconnect.wire.messages import (
+    ClassContract,
+    Join,
+    Members,
+    Message,
+    Ping,
+    PingKind,
+    encode_frame,
+    is_barrier,
+)
 from awesomeconnect.wire.records import MAX_PLAINTEXT
 
+#: A wait in seconds is not quite the nanoseconds that it stands for.
+DUE_SLACK_S = 1e-6
 _PUBLISHED = (1 << CONTROL) - 1
 
 
@@ -29,6 +46,7 @@ class Outbox(Egress):
         queue_bytes, queue_messages: what one class holds before publishers wait.
         flush_messages, flush_bytes: what leaves without a verdict before the library asks for one.
         kept_problems: problems kept for `Node.flush`.
+        now_ns: the clock that contracts go by.
 
     Attributes:
         verdicts: of the messages that have left.
@@ -42,10 +60,13 @@ class Outbox(Egress):
         "_flush_bytes",
         "_flush_messages",
         "_flushes",
+        "_lanes",
+        "_now_ns",
         "_pending",
         "_pings",
         "_queue_bytes",
         "_queue_messages",
+        "_waiting_barriers",
         "filled",
         "progress",
         "verdicts",
@@ -58,6 +79,7 @@ class Outbox(Egress):
         flush_messages: int,
         flush_bytes: int,
         kept_problems: int,
+        now_ns: Callable[[], int],
     ) -> None:
         super().__init__(EgressLimits())
         self.verdicts = Verdicts(kept_problems)
@@ -71,16 +93,38 @@ class Outbox(Egress):
         self._decided_bytes = 0  # of those that have departed, those that have a verdict at least
         self._flushes: deque[Flush] = deque()
         self._pings = 0
+        self._now_ns = now_ns
+        self._lanes = Lanes()
+        # (the last message that must have left its lane, the frame)
+        self._waiting_barriers: deque[tuple[int, bytes]] = deque()
         self._asked_at = (0, 0)  # ordinal and bytes gone at the last PING that the library sent by itself
 
     # ---- publishers ----------------------------------------------------------------------------------
 
-    def is_full(self, traffic_class: int, size: int) -> bool:
+    def is_full(self, flow: Flow, size: int) -> bool:
         """Whether a publisher must wait. A message always finds room in an empty class, however large it is."""
-        queued = self.queued[traffic_class]
-        return queued > 0 and (
-            queued + size > self._queue_bytes or len(self._pending[traffic_class]) >= self._queue_messages
-        )
+        traffic_class = flow.traffic_class
+        lane = self._lanes.of(flow) if self._lanes else None
+        if lane is not None:
+            # SPEC shaping.md: A client SHOULD make publishers wait when a class holds more than a high-water mark,
+            #   rather than send beyond a contract.
+            queued, messages = lane.queued_bytes, len(lane.waiting)
+            most = min(self._queue_bytes, lane.most_bytes)
+        else:
+            queued, messages = self.queued[traffic_class], len(self._pending[traffic_class])
+            most = self._queue_bytes
+        return queued > 0 and (queued + size > most or messages >= self._queue_messages)
+
+    def is_early(self, flow: Flow, size: int) -> bool:
+        """Whether a message would have to wait for its contract."""
+        lane = self._lanes.of(flow) if self._lanes else None
+        return lane is not None and not lane.conforms(self._now_ns(), len(flow.head(size)) + size)
+
+    def never_leaves(self, flow: Flow, size: int) -> bool:
+        """Whether a message is longer than the burst of its contract."""
+        lane = self._lanes.of(flow) if self._lanes else None
+        longest = None if lane is None else lane.longest_bytes
+        return longest is not None and len(flow.head(size)) + size > longest
 
     def put(self, flow: Flow, payload: bytes) -> Receipt:
         """Queue a message."""
@@ -88,6 +132,24 @@ class Outbox(Egress):
         self._put(receipt, flow.head(len(payload)) + payload)
         self.filled.notify()
         return receipt
+
+    def set_contracts(self, contracts: Iterable[ClassContract], room: str | None = None) -> None:
+        """Shape what has not begun to leave to other contracts: of the connection, or of a room."""
+        # SPEC shaping.md: A client MUST shape what it begins to send after it received a CONTRACT to the contracts
+        #   that this CONTRACT names.
+        if room is not None and not contracts and not self._lanes.knows(room):
+            return
+        for traffic_class in self._lanes.set_contracts(contracts, self._now_ns(), room):
+            for receipt, frame in self._take_back(traffic_class):
+                self._put(receipt, frame)
+        self.filled.notify()
+        self.progress.notify()
+
+    @property
+    def due_s(self) -> float | None:
+        """In how many seconds the next message may leave that waits for its contract."""
+        due_ns = self._lanes.next_ns if self._lanes else None
+        return None if due_ns is None else max(due_ns - self._now_ns(), 0) / NS_PER_S + DUE_SLACK_S
 
     @property
     def undecided_bytes(self) -> int:
@@ -97,21 +159,22 @@ class Outbox(Egress):
     @property
     def queued_messages(self) -> int:
         """Messages that have not left."""
-        return sum(map(len, self._pending))
+        return sum(map(len, self._pending)) + sum(len(lane.waiting) for lane in self._lanes)
 
     @property
     def queued_bytes(self) -> int:
         """Their frames, but for what has left of large ones."""
-        return sum(self.queued[:CONTROL])
+        return sum(self.queued[:CONTROL]) + sum(lane.queued_bytes for lane in self._lanes)
 
     @property
     def is_settled(self) -> bool:
         """Whether everything put has left and has its verdict."""
-        return not self.ready & _PUBLISHED and self.verdicts.decided == self.verdicts.sent
+        return not self.queued_messages and self.verdicts.decided == self.verdicts.sent
 
     def flush(self) -> Flush:
         """Ask for the verdict on everything put so far."""
         waiting = [pending[-1] for pending in self._pending if pending]
+        waiting += [lane.waiting[-1][1] for lane in self._lanes if lane.waiting]
         flush = self._new_flush(self._departed_bytes + self.queued_bytes, waiting)
         self.push_barrier(encode_frame(Ping(PingKind.FLUSH, flush.token)))
         self.filled.notify()
@@ -133,10 +196,26 @@ class Outbox(Egress):
             self.push_control(frame)
         self.filled.notify()
 
+    def push_barrier(self, frame: bytes) -> None:
+        """As `Egress.push_barrier`; what waits in lanes was queued before it, too."""
+        if self._waiting_barriers or not self._lanes.has_left(self._lanes.mark):
+            self._waiting_barriers.append((self._lanes.mark, frame))
+        else:
+            super().push_barrier(frame)
+
+    def push_in_order(self, frame: bytes) -> None:
+        """As `Egress.push_in_order`."""
+        if self._waiting_barriers:
+            self.push_barrier(frame)
+        else:
+            super().push_in_order(frame)
+
     # ---- departure -----------------------------------------------------------------------------------
 
     def take(self, limit: int = MAX_PLAINTEXT) -> bytes:
         """As `Egress.take`; numbers the messages whose last byte is in what it returns."""
+        if self._lanes or self._waiting_barriers:
+            self._leave_lanes()
         if not self.ready & _PUBLISHED:
             return super().take(limit)
         plaintext = super().take(limit)
@@ -154,33 +233,57 @@ class Outbox(Egress):
             self.push_control(encode_frame(Ping(PingKind.FLUSH, flush.token)))
         return plaintext
 
+    def _leave_lanes(self) -> None:
+        """Queue what may leave now, as much as fits the next record."""
+        # SPEC shaping.md: A client SHOULD charge a message at the moment at which it could begin to leave, rather
+        #   than when the application hands it over.
+        lanes, now_ns = self._lanes, self._now_ns()
+        while (message := lanes.take(now_ns, self._has_room_for_next)) is not None:
+            self._append_message(*message)
+            self.progress.notify()
+        for receipt in lanes.refused:
+            self.verdicts.note(over_burst(receipt.flow, receipt.size))
+        lanes.refused.clear()
+        while self._waiting_barriers and lanes.has_left(self._waiting_barriers[0][0]):
+            super().push_barrier(self._waiting_barriers.popleft()[1])
+
+    def _has_room_for_next(self, traffic_class: int) -> bool:
+        return self.queued[traffic_class] < MAX_PLAINTEXT
+
     # ---- the relay's verdicts ------------------------------------------------------------------------
 
     def on_pong(self, token: bytes) -> None:
-        """A flush PING was answered, and with it all before it. A token that is not known is ignored."""
-        flushes = self._flushes
-        if not any(flush.token == token for flush in flushes):
+        """A flush PING was answered, and with it all that left before it. A token that is not known is ignored."""
+        answered = next((flush for flush in self._flushes if flush.token == token), None)
+        if answered is None:
             return
-        while True:
-            flush = flushes.popleft()
-            self.verdicts.decide(flush.mark())
-            self._decided_bytes = max(self._decided_bytes, flush.put_bytes)
-            flush.answer.give(True)
-            if flush.token == token:
+        decided = answered.mark()
+        self.verdicts.decide(decided)
+        for flush in [*self._flushes]:
+            # One that waits for what was queued before it may have been made earlier, and leave later.
+            if flush is answered or flush.is_decided(decided):
+                self._flushes.remove(flush)
+                self._decided_bytes = max(self._decided_bytes, flush.put_bytes)
+                flush.answer.give(True)
+            if flush is answered:
                 break
         self.progress.notify()
 
     # ---- connections ---------------------------------------------------------------------------------
 
-    def opened(self, connection: int, payload_bytes: int) -> None:
+    def opened(self, connection: int, payload_bytes: int, contracts: Iterable[ClassContract] = ()) -> None:
         """A connection is up. Messages that did not leave on the last one leave now, unless they are too long."""
         unsent = [
             (receipt, frame)
             for pending, queue in zip(self._pending, self._queues[:CONTROL], strict=True)
             for receipt, frame in zip(pending, queue or (), strict=True)
         ]
+        unsent += [(receipt, frame) for lane in self._lanes for _, receipt, frame in lane.waiting]
         self.clear()
         self._pending = [deque() for _ in range(CONTROL)]
+        self._waiting_barriers.clear()
+        self._lanes = Lanes()
+        self._lanes.set_contracts(contracts, self._now_ns())
         self._decided_bytes = self._departed_bytes
         self._asked_at = (0, self._departed_bytes)
         self.verdicts.opened(connection)
@@ -208,6 +311,32 @@ class Outbox(Egress):
         return flush
 
     def _put(self, receipt: Receipt, frame: bytes) -> None:
+        # SPEC shaping.md: A client SHOULD hold messages to a room with a contract apart from the others of the
+        #   class.
+        lane = self._lanes.of(receipt.flow) if self._lanes else None
+        if lane is None:
+            self._append_message(receipt, frame)
+        else:
+            self._lanes.add(lane, receipt, frame)
+
+    def _take_back(self, traffic_class: int) -> list[tuple[Receipt, bytes]]:
+        """Remove what is queued in a class and has not begun to leave."""
+        queue, pending = self._queues[traffic_class], self._pending[traffic_class]
+        begun = self._offsets is not None and traffic_class in self._offsets
+        taken: list[tuple[Receipt, bytes]] = []
+        while queue and len(queue) > begun:
+            frame = queue.pop()
+            taken.append((pending.pop(), frame))
+            self._forget_queued(traffic_class, len(frame))
+        return taken[::-1]
+
+    def _forget_queued(self, traffic_class: int, size: int) -> None:
+        self.queued[traffic_class] -= size
+        self.total -= size
+        if not self._queues[traffic_class]:
+            self.ready &= ~(1 << traffic_class)
+
+    def _append_message(self, receipt: Receipt, frame: bytes) -> None:
         traffic_class = receipt.flow.traffic_class
         self._append(traffic_class, frame)
         receipt.end = self.departed[traffic_class] + self.queued[traffic_class]
@@ -223,5 +352,14 @@ def too_large(flow: Flow, size: int, limit: int) -> PayloadTooLarge:
     return PayloadTooLarge(
         f"{flow.about}: the payload has {size:,} bytes, the relay takes {limit:,} at most; "
         "send it in smaller messages",
+        ErrorCode.PAYLOAD_TOO_LARGE,
+    )
+
+
+def over_burst(flow: Flow, size: int) -> PayloadTooLarge:
+    """A payload that does not fit the burst of its contract; it was not sent."""
+    return PayloadTooLarge(
+        f"{flow.about}: the payload has {size:,} bytes, more than the contract of class {flow.traffic_class} lets "
+        "pass at once; send it in smaller messages, or in another class",
         ErrorCode.PAYLOAD_TOO_LARGE,
     )

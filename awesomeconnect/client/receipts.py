@@ -119,6 +119,10 @@ class Flush:
         """The last ordinal that the PONG decides."""
         return max([self.ordinal, *(receipt.ordinal or 0 for receipt in self.waiting)])
 
+    def is_decided(self, ordinal: int) -> bool:
+        """Whether all it asks for is decided when everything up to this ordinal is."""
+        return self.mark() <= ordinal and all(receipt.ordinal is not None for receipt in self.waiting)
+
 
 class Verdicts:
     """What is known of the messages of the current connection, and the problems that `Node.flush` raises.

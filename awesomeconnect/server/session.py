@@ -9,6 +9,7 @@ takes its next turn in line, and a long turn lets others run. Whatever goes wron
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,7 +27,7 @@ from awesomeconnect.relay.rooms import Peer, Place, Room
 from awesomeconnect.server.shaper import Outlet
 from awesomeconnect.server.transport import Transport
 from awesomeconnect.shaping.ats import NS_PER_S, Scheduler, SchedulerGroup
-from awesomeconnect.shaping.egress import CONTROL
+from awesomeconnect.shaping.egress import CLASSES, CONTROL
 from awesomeconnect.wire.connection import RelayConnection
 from awesomeconnect.wire.messages import (
     REVISION,
@@ -669,6 +670,7 @@ class Session:
 
     def _on_stats(self, _message: Stats) -> None:
         outlet, router = self.outlet, self._router
+        waits = outlet.waits.longest_s if outlet.waits is not None else [0.0] * CLASSES
         self.tell(
             StatsReport(
                 {
@@ -677,6 +679,10 @@ class Session:
                     "queued_bytes": tuple(outlet.queued),
                     "rooms": len(self.rooms),
                     "held_messages": self._held_before + (router.ingress.held_messages if router else 0),
+                    # SPEC shaping.md: A relay that publishes a bound SHOULD publish the longest delay that it
+                    #   observed beside it.
+                    "queueing_max_us": tuple(math.ceil(wait_s * 1e6) for wait_s in waits),
+                    "queueing_bound_us": self._house.queueing_bounds_us,
                 }
             )
         )

@@ -16,6 +16,7 @@ import trio
 
 from awesomeconnect.server.transport import Transport
 from awesomeconnect.shaping.egress import CONTROL, Egress, EgressLimits
+from awesomeconnect.shaping.waits import Waits
 from awesomeconnect.wire.framing import LENGTH_BYTES
 from awesomeconnect.wire.messages import Deliver
 from awesomeconnect.wire.records import MAX_PLAINTEXT, Sealer
@@ -50,6 +51,7 @@ class Outlet(Egress):
         "blocked",
         "resumes",
         "sent_bytes",
+        "waits",
     )
 
     def __init__(
@@ -71,6 +73,7 @@ class Outlet(Egress):
         self._owed: dict[int, deque[tuple[int, Callable[[int, int], None], int, int]]] | None = None
         self._drained: trio.Event | None = None
         self.resumes: dict[int, dict[tuple[Any, str | bytes], None]] | None = None
+        self.waits: Waits | None = None
 
     def open(self, sealer: Sealer) -> None:
         """The handshake is over: frames may leave."""
@@ -88,11 +91,25 @@ class Outlet(Egress):
             Bytes sent.
         """
         if self.blocked or self._sealer is None:
+            if self.blocked:
+                self._note_waits()
             return 0
         before = self.sent_bytes
         if not self._send():
+            self._note_waits()
             self.flush_soon()
         return self.sent_bytes - before
+
+    def pause(self, traffic_class: int) -> None:
+        """As `Egress.pause`."""
+        super().pause(traffic_class)
+        if self.waits is not None:
+            self.waits.forget(traffic_class)
+
+    def _note_waits(self) -> None:
+        if self.waits is None:
+            self.waits = Waits()
+        self.waits.begin(self, trio.current_time())
 
     def flush_soon(self) -> None:
         """Let a shaper task send, as soon as the socket is writable."""
@@ -197,7 +214,10 @@ class Outlet(Egress):
         try:
             while True:
                 await self._transport.wait_writable()
-                if self._sealer is None or self._send():
+                is_done = self._sealer is None or self._send()
+                if self.waits is not None:
+                    self.waits.end(self, trio.current_time())
+                if is_done:
                     break
         except (trio.ClosedResourceError, OSError):
             self._sealer = None

@@ -32,7 +32,9 @@ from awesomeconnect.server.session import Session
 from awesomeconnect.server.shaper import Outlet
 from awesomeconnect.server.transport import SocketTransport, Transport
 from awesomeconnect.shaping.ats import NS_PER_S
-from awesomeconnect.wire.framing import FRAME_OVERHEAD_BYTES
+from awesomeconnect.shaping.bounds import Flow, LinkContract, OverCommitted, delay_bounds
+from awesomeconnect.shaping.egress import CLASSES, CONTROL
+from awesomeconnect.wire.framing import FRAGMENT_ABOVE_BYTES, FRAME_OVERHEAD_BYTES
 from awesomeconnect.wire.messages import ClassContract, Goaway, Presence, class_of, encode_frame
 
 log = logging.getLogger("awesomeconnect.server")
@@ -43,6 +45,8 @@ FLUSH_COST_BYTES = 16 << 10
 #: Queues that a session flushes itself at the end of its turn.
 FLUSH_AT_ONCE = 8
 
+#: PUBLISH without payload to a room of one letter.
+SHORTEST_FRAME_BYTES = 11
 #: Connections taken from a listener before others run.
 ACCEPT_BATCH = 64
 #: Pause when the system is out of file descriptors or memory.
@@ -79,6 +83,7 @@ class Relay:
         unicasts: what went to a single receiver since then.
         is_draining: who comes now is sent away.
         tick: a coarse clock, advanced by the sweeper.
+        queueing_bounds_us: how long a frame waits here at most, by class; 0 where there is no bound.
         keepalive_ticks: silence of this many ticks, and of each multiple of it, is answered with a PING.
     """
 
@@ -110,6 +115,7 @@ class Relay:
             "keepalive_ms": round(self.settings.keepalive_s * 1000),
             "drop_ms": round(self.settings.drop_s * 1000),
         }
+        self.queueing_bounds_us = _bounds_us(self.settings)
         self.sessions: dict[Session, None] = {}
         self._shapers: trio.Nursery | None = None
         self._session_nursery: trio.Nursery | None = None
@@ -207,6 +213,7 @@ class Relay:
             ValueError: two contracts for a class; nothing has changed.
         """
         self.settings = evolve(self.settings, contracts=tuple(contracts))
+        self.queueing_bounds_us = _bounds_us(self.settings)
         for session in list(self.sessions):
             session.change_contracts()
         self.settle()
@@ -219,6 +226,7 @@ class Relay:
         """
         all_rooms = {**self.settings.room_contracts, room: tuple(contracts)}
         self.settings = evolve(self.settings, room_contracts=all_rooms)
+        self.queueing_bounds_us = _bounds_us(self.settings)
         slot = self.registry.find_room(room)
         if slot is not None:
             for session in list(self.sessions):
@@ -373,6 +381,38 @@ def collect_rarely() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+def _bounds_us(settings: RelaySettings) -> tuple[int, ...]:
+    """Every connection may send to every receiver, within the contracts of all rooms, too.
+
+    Not counted is what a client asks the relay itself for: lists of members, and changes of rooms that it watches.
+    """
+    # SPEC shaping.md: A relay MUST NOT publish a bound for a receiver whose link has no configured capacity, or
+    #   whose number of senders or their contracts are not bounded.
+    found = [0] * CLASSES
+    bounded = {contract.traffic_class: [contract] for contract in settings.contracts}
+    for contracts in settings.room_contracts.values():
+        for contract in contracts:
+            bounded.get(contract.traffic_class, []).append(contract)
+    flows: list[Flow] = []
+    for traffic_class in range(CONTROL - 1, -1, -1):
+        if settings.downlink_bytes_per_s is None or traffic_class not in bounded:
+            break
+        for contract in bounded[traffic_class]:
+            longest = min(contract.cbs_bytes, settings.payload_bytes + FRAME_OVERHEAD_BYTES)
+            shortest = min(SHORTEST_FRAME_BYTES, longest)
+            rate, burst = contract.cir_bytes_per_s, contract.cbs_bytes
+            flows.append(Flow(traffic_class, rate, burst, shortest, longest, settings.connections))
+        # What is below comes as a fragment, whatever its contract is.
+        unit = Flow(0, 1, FRAGMENT_ABOVE_BYTES, 1, FRAGMENT_ABOVE_BYTES) if traffic_class else None
+        link = LinkContract(settings.downlink_bytes_per_s, (*flows, *([unit] if unit else [])))
+        bound = delay_bounds(link)[traffic_class]
+        if isinstance(bound, OverCommitted):
+            log.warning("no delay bound: %s", bound)
+            break
+        found[traffic_class] = -(-bound.total_ns // 1_000)
+    return tuple(found)
 
 
 def _peer_text(family: int, address: Any) -> str:

@@ -46,7 +46,7 @@ def new_outbox(
     flush_bytes: int = 1 << 40,
     kept_problems: int = 10,
 ) -> Outbox:
-    outbox = Outbox(queue_bytes, queue_messages, flush_messages, flush_bytes, kept_problems)
+    outbox = Outbox(queue_bytes, queue_messages, flush_messages, flush_bytes, kept_problems, lambda: 0)
     outbox.opened(1, 1 << 20)
     return outbox
 
@@ -204,13 +204,13 @@ async def test_the_library_asks_by_itself() -> None:
 
 async def test_full_classes() -> None:
     outbox = new_outbox(queue_bytes=1_000, queue_messages=5)
-    assert not outbox.is_full(1, 1_000_000)
+    assert not outbox.is_full(flow(1), 1_000_000)
     outbox.put(flow(), bytes(1_000_000))
-    assert outbox.is_full(1, 0)
-    assert not outbox.is_full(2, 0)
+    assert outbox.is_full(flow(1), 0)
+    assert not outbox.is_full(flow(2), 0)
     for _ in range(5):
         outbox.put(flow(2), b"")
-    assert outbox.is_full(2, 0)
+    assert outbox.is_full(flow(2), 0)
     assert outbox.queued_messages == 6
 
 
