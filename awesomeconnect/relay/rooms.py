@@ -162,22 +162,21 @@ class Room:
         base = version = self._told
         head = size = _PAGE_HEAD_BYTES + len(self.name.encode())
         for change in self._changes:
-            key = change if isinstance(change, bytes) else change.key
-            # Left is applied before joined, so a join that was undone cannot share a PRESENCE with its leave.
-            undone = isinstance(change, bytes) and key in joined
             size += _KEY_BYTES if isinstance(change, bytes) else _member_bytes(change)
             # SPEC messages.md: A relay MUST keep a PRESENCE within page_bytes and MUST cut a larger change into
             #   several PRESENCE with consecutive base and version.
-            if undone or size > page_bytes:
+            if size > page_bytes:
                 told.append(Presence(self.name, base, version, tuple(left), tuple(joined.values())))
                 left, joined, base = {}, {}, version
                 size = head + _MAX_MEMBER_BYTES
             version += 1
             # SPEC messages.md: A relay MUST list a member that left and joined again in both lists.
-            if isinstance(change, bytes):
-                left[change] = None
+            if not isinstance(change, bytes):
+                joined[change.key] = change
             else:
-                joined[key] = change
+                # Also one that joined since: a newcomer may have listed it in between.
+                joined.pop(change, None)
+                left[change] = None
         if version > base:
             told.append(Presence(self.name, base, version, tuple(left), tuple(joined.values())))
         self._changes = []

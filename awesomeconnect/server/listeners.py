@@ -9,6 +9,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from awesomeconnect.config import DEFAULT_PORT
 from awesomeconnect.errors import AddressError
@@ -19,6 +20,9 @@ BACKLOG = 4_096
 _RESOLVE = socket.AI_PASSIVE | socket.AI_ADDRCONFIG
 #: A machine without IPv6, or with IPv6 switched off.
 _NO_SUCH_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
+
+#: Which file each Unix socket was bound as.
+_bound: WeakKeyDictionary[socket.socket, tuple[int, int]] = WeakKeyDictionary()
 
 
 def open_listeners(text: str) -> list[socket.socket]:
@@ -70,7 +74,9 @@ def close_listener(listener: socket.socket) -> None:
     listener.close()
     if path:
         with suppress(FileNotFoundError):
-            os.unlink(path)
+            # Somebody may have removed ours, and another relay may listen at the same path now.
+            if _file_id(path) == _bound.get(listener):
+                os.unlink(path)
 
 
 def _anywhere(port: int) -> list[tuple[Any, ...]]:
@@ -125,12 +131,18 @@ def _listen_on_path(path: Path) -> socket.socket:
     try:
         _remove_stale(path)
         listener.bind(os.fspath(path))
+        _bound[listener] = _file_id(path)
         listener.listen(BACKLOG)
         listener.setblocking(False)
     except OSError as error:
         listener.close()
         raise OSError(error.errno, f"cannot listen on {path}: {error.strerror or error}") from None
     return listener
+
+
+def _file_id(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _remove_stale(path: Path) -> None:

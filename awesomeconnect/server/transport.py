@@ -57,8 +57,8 @@ class SocketTransport:
         self.peer = peer
         self.recv_into = connected.recv_into
         self.send = connected.send
-        self.wait_readable = partial(trio.lowlevel.wait_readable, connected)
-        self.wait_writable = partial(trio.lowlevel.wait_writable, connected)
+        self.wait_readable: Callable[[], Awaitable[None]] = partial(trio.lowlevel.wait_readable, connected)
+        self.wait_writable: Callable[[], Awaitable[None]] = partial(trio.lowlevel.wait_writable, connected)
 
     def half_close(self) -> None:
         """Send nothing more; the other side sees the end of the stream."""
@@ -67,6 +67,7 @@ class SocketTransport:
     def close(self) -> None:
         """Close the socket; tasks that wait for it get `trio.ClosedResourceError`. Idempotent."""
         if self._socket.fileno() >= 0:
+            self.wait_readable = self.wait_writable = _wait_for_nothing
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
 
@@ -82,3 +83,7 @@ def tune(connected: socket.socket) -> None:
         if option is not None:
             with suppress(OSError):
                 connected.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+async def _wait_for_nothing() -> None:
+    raise trio.ClosedResourceError("the connection was closed")

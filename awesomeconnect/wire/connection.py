@@ -20,6 +20,7 @@ This module does not know about time, sockets, randomness or logging.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 
 from awesomeconnect.errors import (
     ErrorCode,
@@ -72,6 +73,9 @@ class Connection:
     Attributes:
         reader: the frames of the other side's half; the relay binds flows to it.
         peer_key: the other side's proven Ed25519 key, once the handshake is over.
+        ignored_bytes: of extension frames since the caller last set it to 0.
+        most_ignored_bytes: `next_message` of a relay also returns None when they are more than this, so that a
+            flood of them holds nobody up: set ``ignored_bytes`` to 0 and call it again. By default no limit.
         sent_ordinal: PUBLISH, SEND and ANYCAST sent with `send` (programs with queues of their own count
             themselves); ``reader.ordinal`` counts those received.
     """
@@ -87,7 +91,9 @@ class Connection:
         "_sealer",
         "fragments",
         "handshake_hash",
+        "ignored_bytes",
         "local_state",
+        "most_ignored_bytes",
         "peer_key",
         "reader",
         "remote_state",
@@ -101,6 +107,8 @@ class Connection:
         self.remote_state = State.HANDSHAKE
         self.peer_key = b""
         self.handshake_hash = b""
+        self.ignored_bytes = 0
+        self.most_ignored_bytes: float = inf
         # SPEC sessions.md: A new connection MUST begin again with ordinal 1.
         self.sent_ordinal = 0
         self._act_in = b""
@@ -190,6 +198,8 @@ class Connection:
             message = self._decoded(body)
             if message is not None:
                 return message
+            if self.ignored_bytes > self.most_ignored_bytes:
+                return None
         return None
 
     def _decoded(self, body: bytes) -> Message | None:
@@ -197,6 +207,7 @@ class Connection:
         # SPEC messages.md: A receiver MUST check a message completely before it changes any state because of it.
         message = decode_body(body, self.peer_role)
         if message is None:
+            self.ignored_bytes += len(body)
             if self.remote_state is not State.OPEN:
                 raise _unexpected(RemoteProtocolError, "an extension", self.peer_role, self.remote_state)
             return None
