@@ -186,6 +186,7 @@ class Router:
 
     def _not_at_once(self, streams: list[Stream], now_ns: int) -> set[Stream]:
         """The streams whose messages must be judged in the order in which they came; the others may pass."""
+        # SPEC shaping.md: A relay MUST process the messages of a group in the order in which they arrived.
         ingress, ordinal = self.ingress, self._reader.ordinal
         groups: dict[int, list[Stream]] = {}
         singly: set[Stream] = set()
@@ -252,6 +253,7 @@ class Router:
         verdict = gate.admit(now_ns, size)
         if not isinstance(verdict, Discard):
             if verdict > now_ns or gate.held:
+                # SPEC shaping.md: A relay MUST hold a message once, before it is copied for its receivers.
                 # SPEC shaping.md: A relay MUST hold a message whose eligibility time is not after its arrival +
                 #   max_residence_ms, and process it at that time.
                 self.ingress.hold(gate, (verdict, ordinal, target, forward))
@@ -259,6 +261,8 @@ class Router:
             return ErrorCode.OK, forward(now_ns)
         if verdict.retry_after_ns is None:
             return self._refused(ordinal, ErrorCode.PAYLOAD_TOO_LARGE, count=count), 1
+        # SPEC shaping.md: A relay MUST refuse a message whose eligibility time is later than that with REJECT
+        #   rate_exceeded.
         self.ingress.close(target, traffic_class, ordinal, now_ns + verdict.retry_after_ns)
         return self._refused(ordinal, ErrorCode.RATE_EXCEEDED, verdict.retry_after_ns, count), 1
 

@@ -79,6 +79,7 @@ class Ingress:
     def __init__(self, contracts: Iterable[ClassContract], now_ns: int) -> None:
         self.waiting = 0
         self.held_messages = 0
+        # SPEC shaping.md: A relay MUST keep a group of its own for each connection, class and contract.
         self._gates: dict[tuple[Hashable, int], Gate] = {}  # (room or None, class)
         # SPEC shaping.md: A relay MUST police each contract with a bucket of CBS + CIR × 2 s, that is with a
         #   stall_ns of 2,000,000,000.
@@ -91,6 +92,8 @@ class Ingress:
 
     def set_contracts(self, contracts: Iterable[ClassContract], now_ns: int, room: Hashable = None) -> None:
         """Replace the contracts of the connection, or of a room. What is held keeps its time."""
+        # SPEC shaping.md: A relay MUST leave the eligibility times of messages that it holds unchanged when a
+        #   contract changes.
         self._contracts.set(contracts, now_ns, room)
         self._arrange()
 

@@ -224,8 +224,8 @@ class Relay:
         Raises:
             ValueError: two contracts for a class, or not the name of a room; nothing has changed.
         """
-        all_rooms = {**self.settings.room_contracts, room: tuple(contracts)}
-        self.settings = evolve(self.settings, room_contracts=all_rooms)
+        rooms = {**self.settings.room_contracts, room: tuple(contracts)}
+        self.settings = evolve(self.settings, room_contracts={name: of for name, of in rooms.items() if of})
         self.queueing_bounds_us = _bounds_us(self.settings)
         slot = self.registry.find_room(room)
         if slot is not None:

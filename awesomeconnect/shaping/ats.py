@@ -113,6 +113,8 @@ class Scheduler:
             exact = recovered
             eligible_ns = -(-recovered // self.cir_bytes_per_s)
         if group.max_residence_ns is not None and eligible_ns > arrival_ns + group.max_residence_ns:
+            # SPEC shaping.md: A relay MUST NOT charge a message that it refuses because of a contract to any
+            #   bucket.
             return Discard(eligible_ns - arrival_ns - group.max_residence_ns)
         overflow = exact - self._empty - self._capacity
         self._empty = recovered + overflow if overflow > 0 else recovered

@@ -32,6 +32,8 @@ class Contracts:
 
     def set(self, contracts: Iterable[ClassContract], now_ns: int, room: Hashable = None) -> None:
         """Replace the contracts of the connection, or of a room; buckets go on from where they are."""
+        # SPEC shaping.md: A relay MUST apply the contracts of a room to each connection by itself, with a scheduler
+        #   for each class.
         old = self._schedulers.pop(room, {})
         new = {contract.traffic_class: self._scheduler(contract, old, now_ns) for contract in contracts}
         if new:
