@@ -25,7 +25,7 @@ from operator import add
 from attrs import frozen
 
 from awesomeconnect.errors import ErrorCode
-from awesomeconnect.wire.fragments import is_fragmented, piece
+from awesomeconnect.wire.fragments import CHUNK_BYTES, is_fragmented, piece
 from awesomeconnect.wire.framing import FRAGMENT_ABOVE_BYTES, LENGTH_BYTES
 from awesomeconnect.wire.messages import Gap, TrafficClass, encode_frame
 from awesomeconnect.wire.records import MAX_PLAINTEXT
@@ -173,20 +173,37 @@ class Egress:
         Returns:
             Whole frames; empty when nothing may leave.
         """
-        leaving = self.ready & ~self.held
-        # The usual case: one class with one small blob, nothing else going on.
-        if leaving and not leaving & (leaving - 1) and self._barriers is None and self._gaps is None:
-            traffic_class = leaving.bit_length() - 1
-            queue = self._queues[traffic_class]
-            assert queue is not None
-            if len(queue) == 1 and len(queue[0]) <= FRAGMENT_ABOVE_BYTES:
-                entry = queue.popleft()
-                self.queued[traffic_class] = 0
-                self.departed[traffic_class] += len(entry)
-                self.ready &= ~leaving
-                self.total -= len(entry)
-                return entry
-        return self._take(limit)
+        return self._take_only(FRAGMENT_ABOVE_BYTES) or self._take(limit)
+
+    def take_paced(self, room_bytes: int) -> bytes:
+        """`take` for a slow path: what is URGENT, or else one piece of a lower class.
+
+        Args:
+            room_bytes: how much may leave of classes below URGENT: 0, or at least 1,024. What is longer is cut:
+                a blob between its frames, an application message into fragments.
+
+        Returns:
+            Whole frames; empty when nothing may leave.
+        """
+        if only := self._take_only(min(room_bytes, FRAGMENT_ABOVE_BYTES)):
+            return only
+        parts: list[bytes] = []
+        if self._barriers:
+            self._raise_barriers()
+        while True:
+            leaving = self.ready & ~self.held
+            if leaving >= _URGENT:
+                self._fill(parts, FRAGMENT_ABOVE_BYTES, leaving & -_URGENT)
+            elif leaving and room_bytes:
+                piece_bytes = min(room_bytes, CHUNK_BYTES)
+                self._fill(parts, piece_bytes + _SLACK_BYTES, leaving, piece_bytes)
+            if parts or not (self._place_gaps(self.ready) or self._raise_barriers()):
+                return b"".join(parts)
+
+    @property
+    def has_urgent(self) -> bool:
+        """Whether something URGENT, or a control frame, may leave now."""
+        return self.ready & ~self.held >= _URGENT
 
     def entries(self) -> Iterator[bytes]:
         """Everything that waits, most urgent first; a large frame whole, though a part of it may have left."""
@@ -199,16 +216,34 @@ class Egress:
         self.ready = self.total = self.barrier_bytes = 0
         self._caps = self._gaps = self._offsets = self._barriers = None
 
+    def _take_only(self, most_bytes: int) -> bytes:
+        """The usual case: one class with one small blob, and nothing else going on; empty in any other."""
+        leaving = self.ready & ~self.held
+        if leaving and not leaving & (leaving - 1) and self._barriers is None and self._gaps is None:
+            traffic_class = leaving.bit_length() - 1
+            queue = self._queues[traffic_class]
+            assert queue is not None
+            if len(queue) == 1 and len(queue[0]) <= most_bytes and not self._offsets:
+                entry = queue.popleft()
+                self.queued[traffic_class] = 0
+                self.departed[traffic_class] += len(entry)
+                self.ready &= ~leaving
+                self.total -= len(entry)
+                return entry
+        return b""
+
     def _take(self, limit: int) -> bytes:
         parts: list[bytes] = []
+        if self._barriers:
+            self._raise_barriers()
         while True:
-            limit = self._fill(parts, limit)
+            limit = self._fill(parts, limit, self.ready & ~self.held)
             if limit < _ROOM_FOR_CONTROL or not (self._place_gaps(self.ready) or self._raise_barriers()):
                 return b"".join(parts)
 
-    def _fill(self, parts: list[bytes], room: int) -> int:
+    def _fill(self, parts: list[bytes], room: int, leaving: int, piece_bytes: int = CHUNK_BYTES) -> int:
         """Move entries into ``parts`` in order of urgency; the room that is left, 0 when one did not fit."""
-        leaving = self.ready & ~self.held
+        longest = piece_bytes + _SLACK_BYTES
         while leaving:
             traffic_class = leaving.bit_length() - 1
             leaving &= ~(1 << traffic_class)
@@ -216,30 +251,34 @@ class Egress:
             assert queue is not None
             while queue:
                 entry = queue[0]
-                if len(entry) > FRAGMENT_ABOVE_BYTES and is_fragmented(entry):
-                    part, left = self._next_piece(traffic_class, entry, room)
+                if (len(entry) > longest and is_fragmented(entry, longest)) or (
+                    self._offsets and traffic_class in self._offsets
+                ):
+                    part, left = self._next_piece(traffic_class, entry, room, piece_bytes)
                     if not part:
                         return 0
                     if left:
                         queue.popleft()
-                elif len(entry) <= room:
+                elif len(entry) <= room or not (parts or self._cut(queue, room)):
                     part = queue.popleft()
                     self._left(traffic_class, len(part))
-                elif parts or not (part := self._whole_frames(traffic_class, entry, room)):
+                elif parts:
                     return 0
+                else:
+                    continue
                 parts.append(part)
                 room -= len(part)
             self.ready &= ~(1 << traffic_class)
         return room
 
-    def _next_piece(self, traffic_class: int, entry: bytes, room: int) -> tuple[bytes, bool]:
+    def _next_piece(self, traffic_class: int, entry: bytes, room: int, size: int) -> tuple[bytes, bool]:
         """A fragment of the large frame at the head of a class, and whether it was the last."""
         if self._offsets is None:
             self._offsets = {}
         offset = self._offsets.get(traffic_class, LENGTH_BYTES)
-        part, following = piece(entry, offset, traffic_class, room)
+        part, following = piece(entry, offset, traffic_class, room, size)
         if following == len(entry):
-            del self._offsets[traffic_class]
+            self._offsets.pop(traffic_class, None)
             self._left(traffic_class, following - offset)
             return part, True
         if part:
@@ -248,17 +287,23 @@ class Egress:
             self._left(traffic_class, following - (0 if offset == LENGTH_BYTES else offset))
         return part, False
 
-    def _whole_frames(self, traffic_class: int, blob: bytes, room: int) -> bytes:
-        """The frames at the head of a blob that fit; the others stay at the head of the class."""
-        cut = following = 0
+    @staticmethod
+    def _cut(queue: deque[bytes], room: int) -> bool:
+        """Divide the blob at the head of a queue where as many frames as fit end, or else after its first frame.
+
+        Returns:
+            False when it is one frame.
+        """
+        blob = queue[0]
+        cut = following = LENGTH_BYTES + int.from_bytes(blob[:LENGTH_BYTES], "big")
         while following <= room:
             cut = following
             following += LENGTH_BYTES + int.from_bytes(blob[cut : cut + LENGTH_BYTES], "big")
-        queue = self._queues[traffic_class]
-        assert queue is not None
+        if cut == len(blob):
+            return False
         queue[0] = blob[cut:]
-        self._left(traffic_class, cut)
-        return blob[:cut]
+        queue.appendleft(blob[:cut])
+        return True
 
     def _left(self, traffic_class: int, size: int) -> None:
         self.queued[traffic_class] -= size
@@ -325,6 +370,9 @@ class Egress:
         self.ready |= 1 << traffic_class
 
 
+_URGENT = 1 << TrafficClass.URGENT
+#: A frame that is a little longer than a piece travels whole.
+_SLACK_BYTES = FRAGMENT_ABOVE_BYTES - CHUNK_BYTES
 #: What a barrier's marks take: a tuple, and a list of eight integers.
 _MARKS_BYTES = 384
 #: Room that any control frame fits, so that a barrier may join the record that empties the queues.

@@ -21,32 +21,35 @@ FRAGMENT_HEAD_BYTES = 11
 _KINDS = frozenset((Publish.KIND, Send.KIND, Anycast.KIND, Deliver.KIND))
 
 
-def is_fragmented(entry: bytes) -> bool:
+def is_fragmented(entry: bytes, above_bytes: int = FRAGMENT_ABOVE_BYTES) -> bool:
     """Whether this queue entry is one application message that travels in pieces.
 
     Several small frames do not, nor does a long control frame, such as HELLO or MEMBERS_PAGE.
     """
     # SPEC frames.md: A sender SHOULD fragment every such frame whose total size with its length prefix is above
     #   17,408 bytes.
-    if len(entry) <= FRAGMENT_ABOVE_BYTES or entry[LENGTH_BYTES + 1] not in _KINDS:
+    if len(entry) <= above_bytes or entry[LENGTH_BYTES + 1] not in _KINDS:
         return False
     return int.from_bytes(entry[:LENGTH_BYTES], "big") + LENGTH_BYTES == len(entry)
 
 
-def piece(large_frame: bytes, offset: int, traffic_class: int, room_bytes: int) -> tuple[bytes, int]:
+def piece(
+    large_frame: bytes, offset: int, traffic_class: int, room_bytes: int, chunk_bytes: int = CHUNK_BYTES
+) -> tuple[bytes, int]:
     """The FRAGMENT frame that carries a large frame on from ``offset``.
 
     Args:
         large_frame: with its length prefix, which is not sent.
         offset: bytes of it already sent, at least `LENGTH_BYTES`.
         room_bytes: at most this long.
+        chunk_bytes: how much of the large frame it carries, but for the last one; 1,024 to 65,508.
 
     Returns:
         The frame and the offset that follows it; an empty frame when the room is too small for a useful piece.
     """
     rest = len(large_frame) - offset
-    size = min(CHUNK_BYTES, rest, room_bytes - FRAGMENT_HEAD_BYTES)
-    if size < min(CHUNK_BYTES, rest):
+    size = min(chunk_bytes, rest)
+    if size > room_bytes - FRAGMENT_HEAD_BYTES:
         return b"", offset
     end = FragmentEnd.LAST if size == rest else FragmentEnd.MORE
     # SPEC frames.md: A sender MUST write the class of the inner message into every FRAGMENT.
