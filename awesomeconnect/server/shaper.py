@@ -1,8 +1,14 @@
-"""What sends: an egress queue with its socket and its key.
+"""What sends: an egress queue with its socket, its key and its pacer.
 
 `Outlet.flush` runs in the task of whoever queued something, so it never waits and never raises: faults do not
 cross sessions. When the socket takes no more, a shaper task, which lives only until the queue has drained,
-goes on in its own time. There is one writer at any moment: while a shaper runs, `flush` leaves the socket alone.
+goes on in its own time. There is one writer at any moment: while a shaper waits for the socket, `flush` leaves it
+alone.
+
+Where the path is known to be slow, or not known yet, the pacer says how much of the classes below URGENT may be in
+flight. What it holds back leaves when enough was acknowledged, for which the shaper looks from time to time: no
+system tells a program. Meanwhile `flush` still sends what is urgent. A fast path is looked at once in 256 KiB, and
+where nothing is known of it never.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ import trio
 
 from awesomeconnect.server.transport import Transport
 from awesomeconnect.shaping.egress import CONTROL, Egress, EgressLimits
+from awesomeconnect.shaping.pacer import LEAST_PIECE_BYTES, START_WINDOW_BYTES, Pacer
 from awesomeconnect.shaping.waits import Waits
 from awesomeconnect.wire.framing import LENGTH_BYTES
 from awesomeconnect.wire.messages import Deliver
@@ -26,6 +33,9 @@ log = logging.getLogger("awesomeconnect.server")
 #: What one flush or one wake-up of a shaper sends at most, so that nobody holds the loop.
 TURN_BYTES = 1 << 20
 
+#: What is never written before the path is looked at, where nothing is known of it.
+NEVER_BYTES = 1 << 62
+
 #: Where records are sealed. One for the process: nothing waits between sealing and sending.
 _record = bytearray(MAX_PLAINTEXT + 2 + 16)
 _record_view = memoryview(_record)
@@ -35,19 +45,24 @@ class Outlet(Egress):
     """The egress queue of a connection, its sealer and its transport.
 
     Attributes:
-        blocked: a shaper task is waiting for the socket.
+        blocked: a shaper task is waiting, for the socket or for acknowledgements.
         sent_bytes: what the socket has taken; the sweeper sees stalls by it.
         resumes: class -> (session, target) of senders that were asked to pause because of this queue.
     """
 
     __slots__ = (
+        "_acked_before",
         "_drained",
         "_failed",
+        "_is_paced",
+        "_look_at",
         "_owed",
+        "_pacer",
         "_sealer",
         "_start",
         "_transport",
         "_unsent",
+        "_wait_ns",
         "blocked",
         "resumes",
         "sent_bytes",
@@ -69,6 +84,11 @@ class Outlet(Egress):
         self._unsent = b""  # what the socket did not take of the last sealed record
         self.blocked = False
         self.sent_bytes = 0
+        self._pacer: Pacer | None = None  # made at the first look
+        self._is_paced = False
+        self._look_at = NEVER_BYTES  # what may be sent before the next look
+        self._wait_ns = 0  # how long a shaper waits for acknowledgements; 0: it waits for the socket
+        self._acked_before = 0  # what was acknowledged before the first record
         # class -> (what must have departed for it to be gone, whom to tell, first ordinal, count)
         self._owed: dict[int, deque[tuple[int, Callable[[int, int], None], int, int]]] | None = None
         self._drained: trio.Event | None = None
@@ -76,8 +96,16 @@ class Outlet(Egress):
         self.waits: Waits | None = None
 
     def open(self, sealer: Sealer) -> None:
-        """The handshake is over: frames may leave."""
+        """The handshake is over: frames may leave.
+
+        Raises:
+            OSError: the connection is gone.
+        """
         self._sealer = sealer
+        if self._transport.path is not None:
+            _rtt_us, self._acked_before, _notsent, _min_rtt_us = self._transport.path()
+            self._look_at = START_WINDOW_BYTES
+            self._is_paced = True
 
     @property
     def is_empty(self) -> bool:
@@ -90,12 +118,16 @@ class Outlet(Egress):
         Returns:
             Bytes sent.
         """
-        if self.blocked or self._sealer is None:
-            if self.blocked:
-                self._note_waits()
+        if self._sealer is None:
+            return 0
+        if self.blocked and not (self._wait_ns and self.has_urgent):
+            self._note_waits()
             return 0
         before = self.sent_bytes
-        if not self._send():
+        is_done = self._send()
+        if self.blocked and self.waits is not None:
+            self.waits.end(self, trio.current_time())
+        if not is_done:
             self._note_waits()
             self.flush_soon()
         return self.sent_bytes - before
@@ -170,11 +202,12 @@ class Outlet(Egress):
         return self.drop()
 
     def _send(self) -> bool:
-        """Seal and send record by record; False when the socket takes no more, or after a turn's worth."""
+        """Seal and send record by record; False when there is more: see `_wait_ns` for what to wait for."""
         sealer = self._sealer
         assert sealer is not None
         send = self._transport.send
         end = self.sent_bytes + TURN_BYTES
+        self._wait_ns = 0
         try:
             if self._unsent:
                 sent = send(self._unsent)
@@ -182,7 +215,13 @@ class Outlet(Egress):
                 self._unsent = self._unsent[sent:]
                 if self._unsent:
                     return False
-            while plaintext := self.take():
+            while True:
+                room = self._look_at - self.sent_bytes
+                if room < LEAST_PIECE_BYTES:
+                    room = self._look()
+                plaintext = self.take_paced(room) if self._is_paced else self.take()
+                if not plaintext:
+                    break
                 size = sealer.seal_into(plaintext, _record)
                 try:
                     sent = send(_record_view[:size])
@@ -193,6 +232,7 @@ class Outlet(Egress):
                     self._tell_resumed()
                 if sent < size:
                     self._unsent = bytes(_record_view[sent:size])
+                    self._wait_ns = 0
                     return False
                 if self.sent_bytes >= end:
                     return False
@@ -200,10 +240,29 @@ class Outlet(Egress):
             return False
         except OSError:
             self._fail()
+            return True
         except Exception:
             log.exception("a connection was closed after an error in the relay; please report it")
             self._fail()
-        return True
+            return True
+        if self._wait_ns and self.is_drained:
+            self._wait_ns = 0
+        return not self._wait_ns
+
+    def _look(self) -> int:
+        """Ask what became of what was sent, and the pacer how much of the lower classes may follow."""
+        path = self._transport.path
+        assert path is not None
+        pacer = self._pacer
+        if pacer is None:
+            pacer = self._pacer = Pacer()
+        rtt_us, acked, notsent, min_rtt_us = path()
+        acked -= self._acked_before
+        may_send = pacer.look(round(trio.current_time() * 1e9), self.sent_bytes, acked, rtt_us, min_rtt_us, notsent)
+        self._look_at = self.sent_bytes + may_send
+        self._is_paced = not pacer.is_fast
+        self._wait_ns = 0 if may_send else pacer.wait_ns()
+        return may_send
 
     def _fail(self) -> None:
         self._sealer = None
@@ -213,7 +272,10 @@ class Outlet(Egress):
         """The shaper task: from the first short send until the queue has drained."""
         try:
             while True:
-                await self._transport.wait_writable()
+                if self._wait_ns:
+                    await trio.sleep(self._wait_ns / 1e9)
+                else:
+                    await self._transport.wait_writable()
                 is_done = self._sealer is None or self._send()
                 if self.waits is not None:
                     self.waits.end(self, trio.current_time())

@@ -2,7 +2,8 @@
 
 ``recv_into(buffer) -> int`` and ``send(data) -> int`` do not block (they raise BlockingIOError);
 ``await wait_readable()`` and ``await wait_writable()`` wait. Then ``half_close()`` and ``close()``, which wakes
-whoever waits with `trio.ClosedResourceError`, and ``peer``, where the connection comes from.
+whoever waits with `trio.ClosedResourceError`; ``peer``, where the connection comes from; and ``path()``, what is
+known of the way to the other end, or ``path`` is None where nothing is, and what is sent is not paced.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from functools import partial
 from typing import Any, Protocol
 
 import trio
+
+from awesomeconnect.server.tcpinfo import Path, has_path, read_path
 
 # SPEC frames.md: A sender SHOULD NOT seal a frame before it can be sent, since a sealed record can no longer be
 #   overtaken.
@@ -31,6 +34,8 @@ class Transport(Protocol):
     @property
     def peer(self) -> str: ...
     @property
+    def path(self) -> Callable[[], Path] | None: ...
+    @property
     def recv_into(self) -> Callable[[Any], int]: ...
     @property
     def send(self) -> Callable[[Any], int]: ...
@@ -47,7 +52,7 @@ class Transport(Protocol):
 class SocketTransport:
     """A connected stream socket; its own bound methods are the four names."""
 
-    __slots__ = ("_socket", "peer", "recv_into", "send", "wait_readable", "wait_writable")
+    __slots__ = ("_socket", "path", "peer", "recv_into", "send", "wait_readable", "wait_writable")
 
     def __init__(self, connected: socket.socket, peer: str) -> None:
         connected.setblocking(False)
@@ -55,6 +60,7 @@ class SocketTransport:
             tune(connected)
         self._socket = connected
         self.peer = peer
+        self.path: Callable[[], Path] | None = partial(read_path, connected) if has_path(connected) else None
         self.recv_into = connected.recv_into
         self.send = connected.send
         self.wait_readable: Callable[[], Awaitable[None]] = partial(trio.lowlevel.wait_readable, connected)

@@ -8,10 +8,13 @@ waits without a clock, so tests run under trio's `MockClock`.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Any
 
 import trio
 from attrs import define, field
+
+from awesomeconnect.server.tcpinfo import Path
 
 
 @define(eq=False, slots=True)
@@ -38,6 +41,7 @@ class MemoryTransport:
 
     Attributes:
         peer: what a log calls the connection.
+        path: what is known of the way to the other end: nothing.
         most_read_bytes: what one read returns at most; may be changed at any time.
         most_sent_bytes: what one send takes at most.
         is_closed: whether this end was closed.
@@ -45,6 +49,7 @@ class MemoryTransport:
 
     def __init__(self, incoming: Pipe, outgoing: Pipe, peer: str) -> None:
         self.peer = peer
+        self.path: Callable[[], Path] | None = None
         self.most_read_bytes = self.most_sent_bytes = 1 << 30
         self.is_closed = False
         self._incoming = incoming
