@@ -1,4 +1,4 @@
-"""The relay's side of `clients.Client`: the wire modules directly on a socket, without the client library.
+"""The relay's side of `load.Client`: the wire modules directly on a socket, without the client library.
 
 Every record is sealed for real. What arrives is either opened (`open`) or only measured (`measure`): the
 lengths of records alone say how many bytes of frames they carry, so counting deliveries needs no decryption.
@@ -11,6 +11,7 @@ import socket
 import time
 from collections import deque
 
+from awesomeconnect.bench.load import CONNECT_S, Refused
 from awesomeconnect.identity import Identity, RelayAddress
 from awesomeconnect.wire.messages import (
     Close,
@@ -34,8 +35,6 @@ from awesomeconnect.wire.messages import (
 )
 from awesomeconnect.wire.noise import ClientHandshake
 from awesomeconnect.wire.records import LENGTH_BYTES, TAG_BYTES, Opener, Sealer
-
-from .clients import CONNECT_S, Refused
 
 ACT2_BYTES = 128
 FRAME_LENGTH_BYTES = 4

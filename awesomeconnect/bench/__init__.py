@@ -1,0 +1,11 @@
+"""The load generator: what is asked of a server, the loop that asks it, and the relay's bare wire client.
+
+    workloads      what is sent, in numbers
+    load           the loop over the connections, and what it needs of a connection to any system
+    relay_client   the relay's connections: the wire modules on a socket, without the client library
+    generator      all that as a process of its own
+    processes      starting one, and what a process costs
+
+It knows neither trio nor the server: it is as cheap as can be, so that the server is the bottleneck. The command
+`awesomeconnect bench` measures the relay with it; ``tests/benchmarks`` adds other systems.
+"""

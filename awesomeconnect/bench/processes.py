@@ -1,0 +1,87 @@
+"""Processes as a benchmark sees them: the load generator, started and spoken with, and what any process costs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from awesomeconnect.bench.generator import Job
+
+Cores = frozenset[int]
+
+
+def cpu_ns(pid: int) -> int:
+    """CPU time of a process, user and system, of all threads, living and dead.
+
+    It is what utime + stime of /proc/PID/stat count in ticks of 10 ms, in nanoseconds: the process's CPU clock as
+    clock_getcpuclockid(3) names it.
+    """
+    return time.clock_gettime_ns(~pid << 3 | 2)
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    resident_pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+    return int(resident_pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Failed(Exception):
+    """The load generator could not do its job; the text says why."""
+
+
+class Generator:
+    """A running load generator: `expect("ready")`, `go()`, `expect("done")`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def go(self) -> None:
+        """Begin the measurement."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+
+    def expect(self, event: str) -> dict[str, Any]:
+        """Wait for an event; its fields.
+
+        Raises:
+            Failed: it failed, or ended.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        fields: dict[str, Any] = json.loads(line) if line else {"reason": "it ended"}
+        if fields.get("event") != event:
+            raise Failed(f"load generator: {fields['reason']}")
+        return fields
+
+
+@contextlib.contextmanager
+def generator(
+    job: Job, on: Cores | None = None, module: str = "awesomeconnect.bench.generator"
+) -> Iterator[Generator]:
+    """Run a load generator, on these cores only if they are given, until the block ends.
+
+    Connections stay open until then, so that the server's memory can be read.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, json.dumps(attrs.asdict(job))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=None if on is None else lambda: os.sched_setaffinity(0, on),
+    )
+    with process:  # closes its stdin, which ends it, and waits
+        try:
+            yield Generator(process)
+        except BaseException:
+            process.kill()
+            raise
