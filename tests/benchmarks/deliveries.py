@@ -23,7 +23,7 @@ import click
 from awesomeconnect.bench import processes
 from awesomeconnect.bench.generator import Job
 from awesomeconnect.bench.processes import Cores, generator
-from awesomeconnect.bench.workloads import WORKLOADS, Workload
+from awesomeconnect.bench.workloads import STREAMS, Workload
 
 from .servers import SYSTEMS, Absent, Failed, Server, System, cores, relay_with
 
@@ -155,9 +155,7 @@ def _table(workload: Workload, summary: Summary) -> str:
 
 
 @click.command()
-@click.option(
-    "--workload", "names", multiple=True, type=click.Choice(list(WORKLOADS)), help="Default: fanout, pair."
-)
+@click.option("--workload", "names", multiple=True, type=click.Choice(list(STREAMS)), help="Default: fanout, pair.")
 @click.option("--system", "wanted", multiple=True, type=click.Choice(list(SYSTEMS)), help="Default: all.")
 @click.option("--rounds", "count", default=5, show_default=True, type=click.IntRange(1))
 @click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(0.1, 15), help="Per measurement.")
@@ -195,7 +193,7 @@ def main(
             click.echo(f"left out: {absent}", err=True)
     workloads = {}
     for name in names or ("fanout", "pair"):
-        workload = WORKLOADS[name]
+        workload = STREAMS[name]
         try:
             workload = attrs.evolve(workload, pack=pack or workload.pack, window=window or workload.window)
             results = rounds([systems_under_test[name] for name in versions], workload, count, seconds, pin)
