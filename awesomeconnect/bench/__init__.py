@@ -1,7 +1,10 @@
 """The load generator: what is asked of a server, the loop that asks it, and the relay's bare wire client.
 
     workloads      what is sent, in numbers
-    load           the loop over the connections, and what it needs of a connection to any system
+    load           the loop over the connections of one room, and what it needs of a connection to any system
+    rtt            round trips
+    connections    handshakes, and idle connections
+    histogram      latencies
     relay_client   the relay's connections: the wire modules on a socket, without the client library
     generator      all that as a process of its own
     processes      starting one, and what a process costs

@@ -1,29 +1,40 @@
-"""The closed loop over the connections of one workload, the same for every system; and what it asks of them.
+"""The loop over the connections of a workload, the same for every system; and what it asks of them.
 
-Publishers take turns; a batch of `pack` messages leaves in one send() as soon as that keeps at most `window`
-messages published and not yet received by every member. A member's own count as received.
+`Stream` is the load of one room. Publishers take turns; a batch of `pack` messages leaves in one send() as soon
+as that keeps at most `window` messages published and not yet received by every member. A member's own count as
+received.
 
 Nothing may be lost and nothing else may arrive. Deliveries of a workload all have one size, so a member's bytes
 tell its messages, and at the end they must be exact. One member per run also opens all that it receives and finds
 the payload in every message; the others only count bytes (for the relay: walk record lengths, without
 decryption), which keeps the generator from becoming the bottleneck.
+
+With a rate the loop is open: a batch is due at its time, whatever became of those before it, and its latency counts
+from then, also when it leaves later. So a server that stalls cannot hide it (coordinated omission).
 """
 
 from __future__ import annotations
 
+import math
 import random
 import select
 import socket
 import time
 from collections.abc import Callable
 from itertools import cycle, repeat
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
+import attrs
+
+from awesomeconnect.bench.histogram import Histogram
 from awesomeconnect.bench.workloads import ROOM, Workload
 
 CONNECT_S = 10
 STALL_S = 5.0
 RECEIVE_BYTES = 262_144
+PROGRESS_S = 0.2
+#: Members that only listen say something so often: relays ask those that are silent, and the answer would count.
+ALIVE_S = 10.0
 
 
 class LoadError(Exception):
@@ -36,6 +47,10 @@ class Refused(LoadError):
 
 class Lost(LoadError):
     """Deliveries did not arrive, or something else did."""
+
+
+class Stopped(LoadError):
+    """Whoever asked for the measurement does not want it any more."""
 
 
 class Client(Protocol):
@@ -65,81 +80,242 @@ class Client(Protocol):
     def open(self, data: memoryview) -> bytes:
         """The deliveries in `data`, possibly starting and ending within one."""
 
-    def hear(self, data: memoryview) -> None:
-        """What a connection outside the room is told. Raises Refused unless it is harmless."""
+    def hear(self, data: memoryview) -> bytes:
+        """What a connection outside the room is told; the answer, if any. Raises Refused unless it is harmless."""
+
+    def sign_of_life(self) -> bytes:
+        """Bytes for the socket that are not answered; none where silence is allowed."""
 
 
 #: From the server's address and the room to be in to a connection.
 Connect: TypeAlias = Callable[[str, str | None], Client]
 
 
-class Load:
-    """The connections of one workload and the loop over them."""
+@attrs.frozen
+class Limits:
+    """How long a measurement lasts: so many seconds, or messages if that comes first; `rate` messages a second."""
 
-    def __init__(self, connect: Connect, address: str, workload: Workload) -> None:
+    seconds: float
+    messages: int | None = None
+    rate: float | None = None
+
+
+class Loop:
+    """Connections and the epoll over them.
+
+    Args:
+        control: a file descriptor; as soon as it is readable the measurement ends early.
+        tell: called with an event and its fields; "progress" comes from time to time, with what is ``done``.
+
+    Attributes:
+        unsent: what sockets have not taken yet, by file descriptor.
+        is_stopped: `control` was readable.
+        tell: see above.
+    """
+
+    def __init__(
+        self, control: int | None = None, tell: Callable[..., None] = lambda _event, **_fields: None
+    ) -> None:
+        self._epoll = select.epoll()  # before all connections: select() takes low file descriptors only
+        self._control = control
+        self._report_at = 0.0
+        self._alive_at = time.monotonic() + ALIVE_S
+        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
+        self._on_readable: dict[int, Callable[[], None]] = {}
+        self._clients: list[Client] = []
+        self.unsent: dict[int, tuple[Client, memoryview]] = {}
+        self.is_stopped = False
+        self.tell = tell
+        if control is not None:
+            self.watch(control, self._stop)
+
+    def check(self) -> None:
+        """Between two steps that take long.
+
+        Raises:
+            Stopped: `control` is readable.
+        """
+        if self._control is not None and select.select([self._control], [], [], 0)[0]:
+            raise Stopped("stopped before the measurement had begun")
+
+    def add(self, client: Client, on_data: Callable[[memoryview], None]) -> None:
+        """Watch a connection; all that arrives goes to `on_data`."""
+        client.socket.setblocking(False)
+        recv_into, buffer = client.socket.recv_into, self._buffer
+
+        def read() -> None:
+            count = recv_into(buffer)
+            if not count:
+                raise Refused("the server closed a connection")
+            on_data(buffer[:count])
+
+        self.watch(client.socket.fileno(), read)
+        self._clients.append(client)
+
+    def listen(self, client: Client) -> None:
+        """Watch a connection that is in no room."""
+
+        def hear(data: memoryview) -> None:
+            if answer := client.hear(data):
+                self.send(client, answer)
+
+        self.add(client, hear)
+
+    def watch(self, descriptor: int, on_readable: Callable[[], None]) -> None:
+        """Call `on_readable` whenever there is something to read."""
+        self._epoll.register(descriptor, select.EPOLLIN)
+        self._on_readable[descriptor] = on_readable
+
+    def forget(self, descriptor: int) -> None:
+        """Undo `watch`."""
+        self._epoll.unregister(descriptor)
+        del self._on_readable[descriptor]
+
+    def send(self, client: Client, data: bytes) -> None:
+        """Send, now or as soon as the socket takes it."""
+        descriptor = client.socket.fileno()
+        if descriptor in self.unsent:
+            self.unsent[descriptor] = client, memoryview(bytes(self.unsent[descriptor][1]) + data)
+        else:
+            self._send(client, descriptor, memoryview(data))
+
+    def turn(self, timeout_s: float) -> bool:
+        """Handle what has arrived, or wait for it; whether something had."""
+        if timeout_s < 1:  # epoll counts in milliseconds
+            select.select([self._epoll], [], [], max(timeout_s, 0))
+            timeout_s = 0
+        events = self._epoll.poll(timeout_s)
+        on_readable = self._on_readable
+        for descriptor, event in events:
+            if event & select.EPOLLOUT:
+                client, data = self.unsent.pop(descriptor)
+                self._epoll.modify(descriptor, select.EPOLLIN)
+                self._send(client, descriptor, data)
+            if event & ~select.EPOLLOUT:
+                on_readable[descriptor]()
+        return bool(events)
+
+    def tick(self, now: float, done: int) -> None:
+        """What is due from time to time."""
+        if now >= self._report_at:
+            self._report_at = now + PROGRESS_S
+            self.tell("progress", done=done)
+        if now >= self._alive_at:
+            self._alive_at = now + ALIVE_S
+            for client in self._clients:
+                # What a socket has not taken will be a sign of life too.
+                if client.socket.fileno() not in self.unsent and (sign := client.sign_of_life()):
+                    self.send(client, sign)
+
+    def _send(self, client: Client, descriptor: int, data: memoryview) -> None:
+        try:
+            sent = client.socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            self.unsent[descriptor] = client, data[sent:]
+            self._epoll.modify(descriptor, select.EPOLLIN | select.EPOLLOUT)
+
+    def _stop(self) -> None:
+        self.is_stopped = True
+        assert self._control is not None
+        self.forget(self._control)
+
+
+class Stream:
+    """Messages to one room, as fast as the window allows or at a rate."""
+
+    def __init__(self, loop: Loop, connect: Connect, address: str, workload: Workload, room: str = ROOM) -> None:
+        self._loop = loop
         self._workload = workload
         self._payload = random.Random(0).randbytes(workload.payload_bytes)
-        members = [connect(address, ROOM) for _ in range(workload.members)]
-        outside = [connect(address, None) for _ in range(workload.publishers)]
+        members, outside = [], []
+        for _ in range(workload.members):
+            loop.check()
+            members.append(connect(address, room))
+        for _ in range(workload.publishers):
+            loop.check()
+            outside.append(connect(address, None))
         for client in (*members, *outside):
             client.settle()
-            client.socket.setblocking(False)
 
-        self._batch = members[0].messages(ROOM, self._payload, workload.pack)
-        delivery = members[0].delivery(ROOM, self._payload)
+        self._batch = members[0].messages(room, self._payload, workload.pack)
+        delivery = members[0].delivery(room, self._payload)
         self._delivery_bytes, self._payload_at = len(delivery), delivery.rindex(self._payload)
         self._batch_bytes = workload.pack * self._delivery_bytes  # as a member sees it
         self._published_bytes = 0
         self._received_bytes = [0] * workload.members
         self._rest = b""  # the opening member's unfinished delivery
-        self._unsent: tuple[Client, memoryview] | None = None
+        self._latencies: _Latencies | None = None
 
-        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
-        self._epoll = select.epoll()
-        self._on_readable: dict[int, Callable[[], None]] = {}
         for index, client in enumerate(members):
-            self._register(client, self._opener(client) if index == 0 else self._counter(index, client))
+            loop.add(client, self._opener(client) if index == 0 else self._counter(index, client))
         for client in outside:
-            self._register(client, self._listener(client))
+            loop.listen(client)
         # A publisher and its place in _received_bytes, where it has one.
         inside = [(client, index) for index, client in enumerate(members)]
         self._turns = cycle([(client, None) for client in outside] or inside)
 
-    @property
-    def published(self) -> int:
-        return self._published_bytes // self._delivery_bytes
+    def run(self, limits: Limits) -> dict[str, Any]:
+        """Publish, then wait for the last delivery. Messages come in whole batches.
 
-    def run(self, seconds: float) -> None:
-        """Publish for `seconds`, then wait for the last delivery.
+        Returns:
+            `messages`, `deliveries`, and `latency_us` if there was a rate and one publisher: from one alone all
+            messages arrive in the order of sending, so that a delivery's number tells when it was due.
 
         Raises:
             Lost: the count of some member is not exact, or stood still for 5 s.
             Refused: the server said so.
         """
+        loop, received_bytes = self._loop, self._received_bytes
+        first_bytes = self._published_bytes
+        most_bytes = math.inf
+        if limits.messages is not None:
+            most_bytes = first_bytes + math.ceil(limits.messages / self._workload.pack) * self._batch_bytes
         window_bytes = self._workload.window * self._delivery_bytes - self._batch_bytes
-        received_bytes, on_readable, poll = self._received_bytes, self._on_readable, self._epoll.poll
-        deadline = time.monotonic() + seconds
+        start = heard = time.monotonic()
+        deadline = start + limits.seconds
+        clock = Clock(start, limits.rate / self._workload.pack) if limits.rate else None
+        if clock is not None and self._workload.publishers == 1:
+            self._latencies = _Latencies(clock, first_bytes, self._batch_bytes, len(received_bytes))
         while True:
             slowest = min(received_bytes)
-            if time.monotonic() < deadline:
-                while self._unsent is None and self._published_bytes - slowest <= window_bytes:
+            now = time.monotonic()
+            loop.tick(now, (slowest - first_bytes) // self._delivery_bytes)
+            wait_s = STALL_S
+            if now < deadline and self._published_bytes < most_bytes and not loop.is_stopped:
+                while (
+                    not loop.unsent
+                    and self._published_bytes - slowest <= window_bytes
+                    and self._published_bytes < most_bytes
+                ):
+                    if clock is not None and (wait_s := clock.wait_s(now)) > 0:
+                        wait_s = min(wait_s, deadline - now, STALL_S)
+                        break
                     self._publish()
+                    heard = now
                     slowest = min(received_bytes)
-            elif slowest >= self._published_bytes and self._unsent is None:
+            elif slowest >= self._published_bytes and not loop.unsent:
                 break
-            events = poll(STALL_S)
-            if not events:
+            if loop.turn(wait_s):
+                heard = time.monotonic()
+            elif slowest < self._published_bytes and time.monotonic() - heard >= STALL_S:
                 break
-            for descriptor, event in events:
-                if event & select.EPOLLOUT:
-                    self._send_rest()
-                if event & ~select.EPOLLOUT:
-                    on_readable[descriptor]()
-        if set(received_bytes) != {self._published_bytes}:
-            behind = [self._published_bytes - count for count in received_bytes]
+        self._check_all_arrived()
+        messages = (self._published_bytes - first_bytes) // self._delivery_bytes
+        return {
+            "messages": messages,
+            "deliveries": messages * self._workload.deliveries_per_message,
+            "latency_us": {} if self._latencies is None else self._latencies.histogram.summary_us(),
+        }
+
+    def _check_all_arrived(self) -> None:
+        if set(self._received_bytes) != {self._published_bytes}:
+            behind = [self._published_bytes - count for count in self._received_bytes]
+            published = self._published_bytes // self._delivery_bytes
             raise Lost(
-                f"{self.published} messages of {self._delivery_bytes} bytes published; members are between "
-                f"{min(behind)} and {max(behind)} bytes behind"
+                f"{published} messages of {self._delivery_bytes} bytes published; "
+                f"members are between {min(behind)} and {max(behind)} bytes behind"
             )
 
     def _publish(self) -> None:
@@ -147,57 +323,69 @@ class Load:
         self._published_bytes += self._batch_bytes
         if member is not None:
             self._received_bytes[member] += self._batch_bytes
-        self._send(client, memoryview(client.seal(self._batch)))
+        self._loop.send(client, client.seal(self._batch))
 
-    def _send(self, client: Client, data: memoryview) -> None:
-        try:
-            sent = client.socket.send(data)
-        except BlockingIOError:
-            sent = 0
-        if sent < len(data):
-            self._unsent = client, data[sent:]
-            self._epoll.modify(client.socket, select.EPOLLIN | select.EPOLLOUT)
+    def _counter(self, index: int, client: Client) -> Callable[[memoryview], None]:
+        received_bytes, measure = self._received_bytes, client.measure
 
-    def _send_rest(self) -> None:
-        assert self._unsent is not None
-        client, data = self._unsent
-        self._unsent = None
-        self._epoll.modify(client.socket, select.EPOLLIN)
-        self._send(client, data)
-
-    def _register(self, client: Client, on_readable: Callable[[], None]) -> None:
-        self._epoll.register(client.socket, select.EPOLLIN)
-        self._on_readable[client.socket.fileno()] = on_readable
-
-    def _counter(self, index: int, client: Client) -> Callable[[], None]:
-        received_bytes, receive, buffer = self._received_bytes, self._receive, self._buffer
-        measure, recv_into = client.measure, client.socket.recv_into
-
-        def count() -> None:
-            received_bytes[index] += measure(buffer[: receive(recv_into)])
+        def count(data: memoryview) -> None:
+            received_bytes[index] += measure(data)
+            if self._latencies is not None:
+                self._latencies.note(index, received_bytes[index])
 
         return count
 
-    def _opener(self, client: Client) -> Callable[[], None]:
+    def _opener(self, client: Client) -> Callable[[memoryview], None]:
         """The first member, which looks into what it gets."""
 
-        def check() -> None:
-            data = client.open(self._buffer[: self._receive(client.socket.recv_into)])
-            self._received_bytes[0] += len(data)
-            data = self._rest + data
-            whole = len(data) - len(data) % self._delivery_bytes
+        def check(data: memoryview) -> None:
+            opened = client.open(data)
+            self._received_bytes[0] += len(opened)
+            opened = self._rest + opened
+            whole = len(opened) - len(opened) % self._delivery_bytes
             payloads_at = range(self._payload_at, whole, self._delivery_bytes)
-            if not all(map(data.startswith, repeat(self._payload), payloads_at)):
-                raise Lost(f"something else than deliveries arrived: {data[:200]!r}")
-            self._rest = data[whole:]
+            if not all(map(opened.startswith, repeat(self._payload), payloads_at)):
+                raise Lost(f"something else than deliveries arrived: {opened[:200]!r}")
+            self._rest = opened[whole:]
+            if self._latencies is not None:
+                self._latencies.note(0, self._received_bytes[0])
 
         return check
 
-    def _listener(self, client: Client) -> Callable[[], None]:
-        return lambda: client.hear(self._buffer[: self._receive(client.socket.recv_into)])
 
-    def _receive(self, recv_into: Callable[[memoryview], int]) -> int:
-        count = recv_into(self._buffer)
-        if not count:
-            raise Refused("the server closed a connection")
-        return count
+class Clock:
+    """When things are due that happen at a rate, by their number from 0."""
+
+    def __init__(self, start: float, rate: float) -> None:
+        self._start = start
+        self._interval_s = 1 / rate
+        self._next = 0
+
+    def wait_s(self, now: float) -> float:
+        """How long until the next one is due; when that is over, 0 or less, it counts as begun."""
+        wait_s = self.due(self._next) - now
+        if wait_s <= 0:
+            self._next += 1
+        return wait_s
+
+    def due(self, number: int) -> float:
+        return self._start + number * self._interval_s
+
+
+class _Latencies:
+    """From when a batch was due until a member has all of it, for each batch and member."""
+
+    def __init__(self, clock: Clock, first_bytes: int, batch_bytes: int, members: int) -> None:
+        self.histogram = Histogram()
+        self._clock = clock
+        self._first_bytes = first_bytes
+        self._batch_bytes = batch_bytes
+        self._noted = [0] * members  # batches
+
+    def note(self, member: int, received_bytes: int) -> None:
+        """A member has received so much."""
+        now = time.monotonic()
+        batches = (received_bytes - self._first_bytes) // self._batch_bytes
+        for number in range(self._noted[member], batches):
+            self.histogram.record(round((now - self._clock.due(number)) * 1e9))
+        self._noted[member] = batches

@@ -35,7 +35,15 @@ def rss_bytes(pid: int) -> int:
 
 
 class Failed(Exception):
-    """The load generator could not do its job; the text says why."""
+    """The load generator could not do its job.
+
+    Attributes:
+        error: the name of the exception that ended it; empty if it ended without a word.
+    """
+
+    def __init__(self, reason: str, error: str = "") -> None:
+        super().__init__(reason)
+        self.error = error
 
 
 class Generator:
@@ -46,9 +54,25 @@ class Generator:
 
     def go(self) -> None:
         """Begin the measurement."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
+        self._say("go")
+
+    def stop(self) -> None:
+        """End the measurement early: "done" comes soon, or "failed" if it had not begun."""
+        self._say("stop")
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """All that it tells, each with its name in `event`.
+
+        Raises:
+            Failed: it failed, or ended.
+        """
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            fields: dict[str, Any] = json.loads(line)
+            if fields["event"] == "failed":
+                raise Failed(fields["reason"], fields["error"])
+            yield fields
+        raise Failed("the load generator ended")
 
     def expect(self, event: str) -> dict[str, Any]:
         """Wait for an event; its fields.
@@ -56,12 +80,13 @@ class Generator:
         Raises:
             Failed: it failed, or ended.
         """
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        fields: dict[str, Any] = json.loads(line) if line else {"reason": "it ended"}
-        if fields.get("event") != event:
-            raise Failed(f"load generator: {fields['reason']}")
-        return fields
+        return next(fields for fields in self.events() if fields["event"] == event)
+
+    def _say(self, word: str) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and its last words are read elsewhere
+            self._process.stdin.write(word + "\n")
+            self._process.stdin.flush()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Other systems' side of `awesomeconnect.bench.load.Client`, and a relay's node that is hardly ever heard of.
+"""Other systems' side of `awesomeconnect.bench.load.Client`.
 
 A member is a subscriber. Where a system has the choice, it is the one that costs it the least: NATS is asked for
 no acknowledgements and no echo, Redis for no replies, MQTT sends with QoS 0 and without echo.
@@ -9,51 +9,24 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
-from collections.abc import Callable, Iterator
-from typing import Protocol
 
-from awesomeconnect.bench.load import CONNECT_S, Client, Refused
+from awesomeconnect.bench.load import CONNECT_S, Connect, Refused
 from awesomeconnect.bench.relay_client import RelayClient
-from awesomeconnect.identity import Identity, RelayAddress
-from awesomeconnect.wire.connection import ClientConnection
-from awesomeconnect.wire.messages import (
-    Content,
-    Hello,
-    Incarnation,
-    Ping,
-    Pong,
-    Publish,
-    Resume,
-    RoomIntent,
-    TrafficClass,
-    Welcome,
-    encode_frame,
-)
 
 RECEIVE_BYTES = 65_536
-TOGETHER = 64
-
-
-def _connect(address: str) -> socket.socket:
-    host, port = address.rsplit(":", 1)
-    connected = socket.create_connection((host, int(port)), CONNECT_S)
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connected
 
 
 class _PlainClient:
     """What is on the wire is what is meant: no encryption, and nothing but deliveries after the greeting."""
 
     def __init__(self, address: str) -> None:
-        self.socket = _connect(address)
+        host, port = address.rsplit(":", 1)
+        self.socket = socket.create_connection((host, int(port)), CONNECT_S)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._heard = b""
 
     def settle(self) -> None:
         """Nothing but deliveries comes now."""
-
-    def stir(self) -> None:
-        """None of these systems minds silence."""
 
     def seal(self, plaintext: bytes) -> bytes:
         return plaintext
@@ -64,8 +37,11 @@ class _PlainClient:
     def open(self, data: memoryview) -> bytes:
         return bytes(data)
 
-    def hear(self, data: memoryview) -> None:
+    def hear(self, data: memoryview) -> bytes:
         raise Refused(bytes(data[:200]).decode(errors="replace"))
+
+    def sign_of_life(self) -> bytes:
+        return b""  # none of them minds silence, for as long as a comparison takes
 
     def _read_until(self, end: bytes) -> None:
         while end not in self._heard:
@@ -189,81 +165,9 @@ def _mqtt(kind: bytes, body: bytes) -> bytes:
     return kind + length + bytes([rest]) + body
 
 
-class RelayNode(RelayClient):
-    """The relay's client, which can break its silence."""
-
-    def stir(self) -> None:
-        """Put off the relay's keepalive PING, by a message that has no answer."""
-        # SPEC messages.md: A receiver MUST ignore a RESUME without a PAUSE.
-        self.socket.sendall(self.seal(encode_frame(Resume(None, TrafficClass.DATA))))
-
-
-class UrgentNode(RelayNode):
-    """Its messages are of class URGENT."""
-
-    def messages(self, room: str, payload: bytes, count: int) -> bytes:
-        return encode_frame(Publish(room, TrafficClass.URGENT, Content.APPLICATION, payload)) * count
-
-
-class IdleNode:
-    """A node of the relay that only answers PINGs, through the sans-IO connection: made, `prove`, `enter`.
-
-    In steps, so that many can be on their way together.
-    """
-
-    def __init__(self, address: str, room: str | None) -> None:
-        relay = RelayAddress.parse(address)
-        assert relay.host is not None, "benchmarks run over TCP"
-        self.socket = _connect(f"{relay.host}:{relay.port}")
-        self._rooms = (RoomIntent(room),) if room else ()
-        self._connection = ClientConnection(Identity.generate(), relay.key)
-        self.socket.sendall(self._connection.handshake_bytes())
-
-    def prove(self) -> None:
-        """Finish the handshake and send HELLO."""
-        while not self._connection.is_established:
-            self._connection.receive(self.socket.recv(RECEIVE_BYTES))
-        incarnation = Incarnation(time.time_ns() // 1_000_000, os.urandom(8))
-        hello = self._connection.send(Hello(1, incarnation, 1, rooms=self._rooms))
-        self.socket.sendall(self._connection.handshake_bytes() + hello)
-
-    def enter(self) -> None:
-        """Wait for WELCOME."""
-        while type(self._connection.next_message()) is not Welcome:
-            data = self.socket.recv(RECEIVE_BYTES)
-            if not data:
-                raise Refused("the relay closed the connection instead of WELCOME")
-            self._connection.receive(data)
-
-    def hear(self, data: memoryview) -> None:
-        """Answer PINGs."""
-        self._connection.receive(data)
-        while (message := self._connection.next_message()) is not None:
-            if type(message) is Ping:
-                self.socket.sendall(self._connection.send(Pong(message.token)))
-
-
-def idle_nodes(address: str, room: str | None, count: int) -> Iterator[IdleNode]:
-    """Nodes that are let in, 64 on their way at a time, as after the restart of a relay."""
-    for start in range(0, count, TOGETHER):
-        nodes = [IdleNode(address, room) for _ in range(min(TOGETHER, count - start))]
-        for node in nodes:
-            node.prove()
-        for node in nodes:
-            node.enter()
-        yield from nodes
-
-
-class BenchmarkClient(Client, Protocol):
-    """What the generator needs beyond the closed loop."""
-
-    def stir(self) -> None:
-        """Say something that has no answer, if silence would make the server speak."""
-
-
 #: system -> what connects to it
-CLIENTS: dict[str, Callable[[str, str | None], BenchmarkClient]] = {
-    "relay": RelayNode,
+CLIENTS: dict[str, Connect] = {
+    "relay": RelayClient,
     "nats": NatsClient,
     "redis": RedisClient,
     "mosquitto": MosquittoClient,

@@ -25,6 +25,7 @@ import click
 
 from awesomeconnect.bench import processes
 from awesomeconnect.bench.processes import Cores, Generator, generator
+from awesomeconnect.wire.messages import TrafficClass
 
 from .generator import Task
 from .report import NoPlots, Result, Rounds, details, plot, verdicts
@@ -36,6 +37,8 @@ VARIED = "relay+"
 GROWTH = "growth"
 #: How much longer than the measurement the flood lasts, so that it covers it.
 FLOOD_MARGIN_S = 0.5
+#: Messages a second, one due every 5 ms.
+URGENT_RATE = 200
 
 
 class Contestant:
@@ -66,7 +69,6 @@ class Contestant:
         self._load.go()
         found = self._load.expect("done")
         cpu_ns, rss_after_bytes = server.cpu_ns() - cpu_ns, server.rss_bytes()
-        del found["event"]
         figures = FIGURES[kind](Raw(found, cpu_ns / 1e9, rss_after_bytes, rss_after_bytes - rss_bytes))
         if self._flood is not None:
             figures |= self._passes()
@@ -84,7 +86,8 @@ class Contestant:
 
 def compare(row: Row, systems: dict[str, System], scale: Scale, pin: bool) -> Result:
     """Measure every lane of a row once a round, on servers started afresh."""
-    seconds, count = row.seconds or scale.seconds, row.rounds or scale.rounds
+    seconds = scale.seconds if row.seconds is None else row.seconds
+    count = row.rounds or scale.rounds
     rounds: Rounds = {}
     missing: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
@@ -98,7 +101,7 @@ def compare(row: Row, systems: dict[str, System], scale: Scale, pin: bool) -> Re
                 if not round_number:
                     at_work[name].wait_ready()
                     return
-                figures = at_work[name].measure(row.kind)
+                figures = at_work[name].measure(row.kind or str(row.workload.kind))
             except processes.Failed as failure:
                 missing[name] = str(failure)
                 del at_work[name]
@@ -133,9 +136,11 @@ def _start(
 
     flood = None
     if row.flood is not None:
-        flooding = Task(speaks, server.address, row.flood, seconds + FLOOD_MARGIN_S, row.flood_kind)
-        flood = load(flooding, generator_cores)
-    task = Task(speaks, server.address, row.workload, seconds, row.kind, lane.idle)
+        task = Task(speaks, server.address, row.flood, seconds + FLOOD_MARGIN_S, kind=row.flood_kind)
+        flood = load(task, generator_cores)
+    task = Task(speaks, server.address, row.workload, seconds, kind=row.kind, idle=lane.idle)
+    if row.urgent:
+        task = attrs.evolve(task, rate=URGENT_RATE, options={"traffic_class": int(TrafficClass.URGENT)})
     return Contestant(server, load(task, generator_cores), flood)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import attrs
 
+from awesomeconnect.bench.workloads import Kind
+
 from .rows import Row, Target
 
 YARDSTICK = "nats"
@@ -127,7 +129,7 @@ def details(result: Result) -> str:
     row, workload = result.row, result.row.workload
     shown = [name for name in _COLUMNS if any(name in figures for figures in result.lanes.values())]
     title = f"\n{row.name}: {row.title}"
-    if row.kind == "load":
+    if workload.kind is Kind.STREAM:
         title += f" ({workload.pack} messages per send, window {workload.window})"
     cells = [[_COLUMNS[name] for name in shown]]
     cells += [[_cell(row, figures, name) for name in shown] for figures in result.lanes.values()]

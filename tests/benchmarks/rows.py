@@ -6,6 +6,7 @@ Knows no processes: `compare` runs the rows, `report` shows what was found.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import attrs
 
@@ -44,59 +45,62 @@ URGENT_TARGETS = (Target("longest_pass_cpu_ms", 15), Target("p99_us", 10_000))
 
 @attrs.frozen
 class Row:
-    """A row: `kind` as in `generator.KINDS`, and `figure`, which the ratios are taken of.
+    """A row: `kind`, if it is not the workload's, as in `generator.KINDS`; and `figure`, which ratios are taken of.
 
     `seconds` and `rounds` where they differ from those of the run. `flood` is what another process does meanwhile.
+    With `urgent` the row's own messages are of class URGENT, 200 a second.
     """
 
     name: str
     title: str
     workload: Workload
-    kind: str = "load"
+    kind: str = ""
     figure: str = "cpu_us_per_delivery"
     lanes: tuple[Lane, ...] = EVERYBODY
     targets: tuple[Target, ...] = ()
     seconds: float | None = None
     rounds: int | None = None
     flood: Workload | None = None
-    flood_kind: str = "flood"
+    flood_kind: str = ""
+    urgent: bool = False
 
 
 @attrs.frozen
 class Raw:
     """One measurement: what the generator found, and what the server used meanwhile."""
 
-    found: dict[str, float]
+    found: dict[str, Any]
     cpu_s: float
     rss_bytes: float
     rss_growth_bytes: float
 
 
-def _load(raw: Raw) -> dict[str, float]:
+def _stream(raw: Raw) -> dict[str, float]:
     deliveries, wall_s = raw.found["deliveries"], raw.found["wall_s"]
     return {
         "cpu_us_per_delivery": raw.cpu_s * 1e6 / deliveries,
         "deliveries_per_s": deliveries / wall_s,
         "deliveries_per_cpu_s": deliveries / raw.cpu_s,
         "server_cpu_fraction": raw.cpu_s / wall_s,
-        "generator_cpu_fraction": raw.found["generator_cpu_s"] / wall_s,
+        "generator_cpu_fraction": raw.found["cpu_s"] / wall_s,
         "server_rss_bytes": raw.rss_bytes,
     }
 
 
 def _round_trips(raw: Raw) -> dict[str, float]:
-    return {**raw.found, "cpu_us_per_round_trip": raw.cpu_s * 1e6 / raw.found["round_trips"]}
+    latency_us = {f"{name}_us": value for name, value in raw.found["latency_us"].items()}
+    return {**latency_us, "cpu_us_per_round_trip": raw.cpu_s * 1e6 / raw.found["messages"]}
 
 
 def _handshakes(raw: Raw) -> dict[str, float]:
     return {
         "handshakes_per_cpu_s": raw.found["handshakes"] / raw.cpu_s,
         "handshakes_per_s": raw.found["handshakes"] / raw.found["wall_s"],
-        "generator_cpu_fraction": raw.found["generator_cpu_s"] / raw.found["wall_s"],
+        "server_cpu_fraction": raw.cpu_s / raw.found["wall_s"],
     }
 
 
-def _growing(raw: Raw) -> dict[str, float]:
+def _growth(raw: Raw) -> dict[str, float]:
     connections = raw.found["connections"]
     return {
         "kib_per_connection": raw.rss_growth_bytes / connections / 1024,
@@ -111,11 +115,10 @@ def _silence(raw: Raw) -> dict[str, float]:
 
 #: kind -> from raw figures to those of the report
 FIGURES: dict[str, Callable[[Raw], dict[str, float]]] = {
-    "load": _load,
-    "round_trips": _round_trips,
-    "urgent_round_trips": _round_trips,
-    "handshakes": _handshakes,
-    "growing": _growing,
+    "stream": _stream,
+    "rtt": _round_trips,
+    "herd": _handshakes,
+    "growth": _growth,
     "silence": _silence,
 }
 
@@ -139,7 +142,7 @@ def table(scale: Scale) -> list[Row]:
     """The rows with targets, and those beside them."""
     many = scale.many
     pair = WORKLOADS["pair"]
-    echo = Workload("rtt", payload_bytes=128, publishers=0, members=2, pack=1, window=1)
+    rtt, idle = WORKLOADS["rtt"], WORKLOADS["idle"]
     return [
         Row("fanout", "128 B, 1 -> 100", WORKLOADS["fanout"], targets=(Target(NATS_RATIO, 0.45),)),
         Row("room", "200 B, room of 20 x 20", WORKLOADS["room"], targets=(Target(NATS_RATIO, 0.45),)),
@@ -156,8 +159,7 @@ def table(scale: Scale) -> list[Row]:
         Row(
             "rtt",
             "round trip 128 B, latency p50",
-            echo,
-            kind="round_trips",
+            rtt,
             figure="p50_us",
             targets=(Target(NATS_RATIO, 1.25),),
             rounds=scale.rounds + 2,
@@ -166,16 +168,16 @@ def table(scale: Scale) -> list[Row]:
         Row(
             "memory",
             "memory per idle connection",
-            attrs.evolve(echo, name="memory", members=scale.step),
-            kind="growing",
+            attrs.evolve(idle, members=scale.step),
+            kind="growth",
             figure="kib_per_connection",
             targets=(Target(NATS_RATIO, 0.45), Target("kib_per_connection", 9)),
         ),
         Row(
             "handshakes",
             "handshakes per CPU second",
-            attrs.evolve(echo, name="handshakes"),
-            kind="handshakes",
+            WORKLOADS["connect"],
+            kind="herd",
             figure="handshakes_per_cpu_s",
             lanes=RELAY_ONLY,
             targets=(Target("handshakes_per_cpu_s", 1_500, at_least=True),),
@@ -190,30 +192,30 @@ def table(scale: Scale) -> list[Row]:
         Row(
             "flood",
             "urgent round trips while 20 flood a room of 20",
-            attrs.evolve(echo, name="flood", payload_bytes=200),
-            kind="urgent_round_trips",
+            attrs.evolve(rtt, window=64),
             figure="p99_us",
             lanes=PASSES_ONLY,
             targets=URGENT_TARGETS,
+            urgent=True,
             seconds=scale.seconds * 2,
-            flood=Workload("flood", payload_bytes=200, publishers=0, members=20, pack=64, window=64),
+            flood=attrs.evolve(WORKLOADS["room"], name="flood", pack=64),
+            flood_kind="flood",
         ),
         Row(
             "busy",
             "the same beside a busy room of 20 x 20",
-            attrs.evolve(echo, name="busy", payload_bytes=200),
-            kind="urgent_round_trips",
+            attrs.evolve(rtt, window=64),
             figure="p99_us",
             lanes=PASSES_ONLY,
             targets=URGENT_TARGETS,
+            urgent=True,
             seconds=scale.seconds * 2,
-            flood=attrs.evolve(WORKLOADS["room"], pack=64),
-            flood_kind="load",
+            flood=attrs.evolve(WORKLOADS["room"], name="busy", pack=64),
         ),
         Row(
             "idle",
             f"CPU with {many:,} idle connections",
-            attrs.evolve(echo, name="idle", members=many),
+            attrs.evolve(idle, members=many),
             kind="silence",
             figure="server_cpu_fraction",
             lanes=RELAY_ONLY,
