@@ -21,9 +21,12 @@ from awesomeconnect.wire.records import MAX_PLAINTEXT
 if TYPE_CHECKING:
     from rich.table import Table
 
-_UNITS = {Kind.STREAM: "deliveries", Kind.RTT: "deliveries", Kind.CONNECT: "handshakes", Kind.IDLE: "connections"}
+_LEGEND = (
+    "deliveries (rtt: two a round trip) or handshakes a second; the relay's CPU time or memory for each, and how "
+    "many a CPU-second makes; how busy relay and load generator were, in cores; the relay's memory\n"
+)
 #: Width of a table where there is no terminal.
-_WIDTH = 120
+_WIDTH = 100
 
 
 class Report:
@@ -67,15 +70,16 @@ class Report:
             TimeElapsedColumn(),
             TextColumn("{task.fields[pace]}"),
         )
+        is_idle = workload.kind is Kind.IDLE
+        total = workload.members if is_idle else limits.messages or limits.seconds
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            what = f"{workload.name} {_what(workload)}"
-            task = bar.add_task(what, total=limits.messages or limits.seconds, pace="connecting")
+            task = bar.add_task(f"{workload.name} {_what(workload)}", total=total, pace="connecting")
 
             def update(done: int, elapsed_s: float) -> None:
-                pace = f"{done * each / max(elapsed_s, 0.1):,.0f} {_UNITS[workload.kind]}/s"
-                bar.update(task, completed=elapsed_s if limits.messages is None else done, pace=pace)
+                rate = done * workload.deliveries_per_message / max(elapsed_s, 0.1)
+                pace = f"{done:,} connected" if is_idle else f"{rate:,.0f}/s"
+                bar.update(task, completed=done if is_idle or limits.messages else elapsed_s, pace=pace)
 
-            each = workload.deliveries_per_message
             yield update
 
     def _print_tables(self) -> None:
@@ -83,6 +87,7 @@ class Report:
 
         console = Console(width=None if sys.stdout.isatty() else _WIDTH)
         console.print(_table(self._results))
+        console.print(_LEGEND, style="dim", highlight=False, soft_wrap=True)
         if any(result.counted.get("latency_us") for result in self._results):
             console.print(_latency_table(self._results))
         for result in self._results:
@@ -91,13 +96,11 @@ class Report:
 
 
 def _table(results: list[Result]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE)
+    """Narrow enough for 80 columns."""
+    table = _empty_table()
     table.add_column("workload", no_wrap=True)
     table.add_column("")
-    for column in ("a second", "relay, each", "a CPU-second", "relay", "generator", "MiB"):
+    for column in ("a second", "each", "a CPU-s", "relay", "load", "MiB"):
         table.add_column(column, justify="right")
     for result in results:
         workload, usage = result.job.workload, result.usage
@@ -110,10 +113,16 @@ def _table(results: list[Result]) -> Table:
     return table
 
 
+def _empty_table() -> Table:
+    from rich.table import Table
+
+    return Table(box=None, padding=(0, 1, 0, 0), header_style="underline")
+
+
 def _busy_cells(result: Result) -> tuple[str, ...]:
     each_s = result.cpu_s_each
     return (
-        f"{result.per_s:,.0f} {_UNITS[result.job.workload.kind]}",
+        f"{result.per_s:,.0f}",
         "" if each_s is None else f"{each_s * 1e6:,.3g} µs",
         "" if not each_s else f"{1 / each_s:,.0f}",
         _percent(result.server_cpu_fraction),
@@ -133,10 +142,9 @@ def _idle_cells(result: Result) -> tuple[str, ...]:
 
 
 def _latency_table(results: list[Result]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table("latency, ms", "", box=box.SIMPLE)
+    table = _empty_table()
+    table.add_column("latency, ms", no_wrap=True)
+    table.add_column("")
     for name in (*PERCENTILES, "max"):
         table.add_column(name.replace("_", "."), justify="right")
     for result in results:
@@ -159,7 +167,7 @@ def _what(workload: Workload) -> str:
             window = "" if workload.window == 1 else f", {workload.window} under way"
             return f"{workload.payload_bytes:,} B{pairs}{window}"
     publishers = workload.publishers or workload.members
-    packed = "in pieces" if workload.payload_bytes > MAX_PLAINTEXT else f"{workload.pack} a record"
+    packed = "in pieces" if workload.payload_bytes > MAX_PLAINTEXT else f"pack {workload.pack}"
     return f"{workload.payload_bytes:,} B, {publishers:,} -> {workload.members:,}, {packed}"
 
 

@@ -122,8 +122,8 @@ class TestARelayOfItsOwn:
         )
         assert code == 0, stderr
         text = stdout.decode()
-        assert "128 B, 1 -> 2, 8 a record" in text
-        assert "handshakes" in text
+        assert "128 B, 1 -> 2, pack 8" in text
+        assert "2 at a time" in text
         assert "latency, ms" in text
         assert "p99.9" in text
 
