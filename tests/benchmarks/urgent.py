@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shlex
 import signal
 import statistics
 import subprocess
@@ -27,7 +28,7 @@ import attrs
 import click
 
 from .link import SENDER_IP, Link, Unable, describe, inside, link
-from .servers import NATS, RELAY, Absent, Failed, Server, System, cores
+from .servers import NATS, RELAY, Absent, Failed, Server, System, cores, relay_with
 
 MESSAGE_BYTES = 900_000
 #: A transfer that takes longer has failed: five times what the slowest sensible link needs.
@@ -46,7 +47,11 @@ class Transfer:
     server_cpu_s: float
 
 
-def _systems(namespace: str) -> dict[str, System]:
+#: Our relay with other arguments, beside the plain one.
+CHANGED = "awesomeconnect+"
+
+
+def _systems(namespace: str, arguments: list[str]) -> dict[str, System]:
     """The servers of `servers.py`, started inside the namespace."""
 
     def moved(system: System, name: str) -> System:
@@ -57,7 +62,10 @@ def _systems(namespace: str) -> dict[str, System]:
 
         return attrs.evolve(system, name=name, command=command)
 
-    return {name: moved(system, name) for name, system in (("awesomeconnect", RELAY), ("nats-server", NATS))}
+    systems = {"awesomeconnect": RELAY, "nats-server": NATS}
+    if arguments:
+        systems[CHANGED] = relay_with(CHANGED, arguments)
+    return {name: moved(system, name) for name, system in systems.items()}
 
 
 @contextlib.contextmanager
@@ -193,7 +201,7 @@ def _plot(results: dict[str, list[Transfer]], file: Path, title: str) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for colour, (system, transfers) in zip(("tab:blue", "tab:orange"), results.items(), strict=False):
+    for colour, (system, transfers) in zip(("tab:blue", "tab:orange", "tab:green"), results.items(), strict=False):
         for number, each in enumerate(transfers):
             at, latency = zip(*each.urgent, strict=True)
             axes.plot(at, latency, ".", markersize=2, color=colour, label=system if not number else None)
@@ -224,6 +232,7 @@ def _rates(_context: click.Context, _parameter: click.Parameter, text: str | Non
 @click.option("--interval", "interval_ms", default=10.0, show_default=True, type=click.FloatRange(1), help="ms.")
 @click.option("--transfers", default=3, show_default=True, type=click.IntRange(1), help="Of each system.")
 @click.option("--system", "wanted", multiple=True, type=click.Choice(["awesomeconnect", "nats-server"]))
+@click.option("--serve-with", default="", help="Also a relay with these arguments, as --no-pacing.")
 @click.option("--congestion-control", default="", help="Of TCP, as cubic or bbr.  [default: the system's]")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path, dir_okay=False), help="Draw it, as a PNG.")
 @click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
@@ -236,6 +245,7 @@ def main(
     interval_ms: float,
     transfers: int,
     wanted: tuple[str, ...],
+    serve_with: str,
     congestion_control: str,
     plot_file: Path | None,
     as_json: bool,
@@ -256,7 +266,7 @@ def main(
                 "transfers": transfers,
             }
             click.echo("; ".join(f"{key}: {value}" for key, value in conditions.items()), err=True)
-            results = _run(over, wanted, transfers, messages, interval_ms, steps)
+            results = _run(over, wanted, shlex.split(serve_with), transfers, messages, interval_ms, steps)
     except (Unable, Failed) as problem:
         raise click.ClickException(str(problem)) from problem
     summary = {system: summarise(each) for system, each in results.items()}
@@ -269,14 +279,20 @@ def main(
 
 
 def _run(
-    over: Link, wanted: tuple[str, ...], transfers: int, messages: int, interval_ms: float, steps: list[float]
+    over: Link,
+    wanted: tuple[str, ...],
+    arguments: list[str],
+    transfers: int,
+    messages: int,
+    interval_ms: float,
+    steps: list[float],
 ) -> dict[str, list[Transfer]]:
     """Transfers in turn, so that what else the machine does meets both systems."""
     results: dict[str, list[Transfer]] = {}
     with contextlib.ExitStack() as stack:
         servers: dict[str, Server] = {}
-        for name, system in _systems(over.sender).items():
-            if wanted and name not in wanted:
+        for name, system in _systems(over.sender, arguments).items():
+            if wanted and name not in (*wanted, CHANGED):
                 continue
             try:
                 servers[name] = stack.enter_context(system.run(frozenset().union(*cores())))
@@ -284,7 +300,7 @@ def _run(
                 click.echo(f"left out: {absent}", err=True)
         for number in range(1, transfers + 1):
             for name, server in servers.items():
-                each = transfer(over, name, server, messages, interval_ms, steps)
+                each = transfer(over, name.rstrip("+"), server, messages, interval_ms, steps)
                 results.setdefault(name, []).append(each)
                 latencies = [latency for _, latency in each.urgent]
                 click.echo(
