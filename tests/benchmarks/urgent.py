@@ -44,6 +44,7 @@ class Transfer:
     urgent_lost: int
     bulk_bytes: int
     bulk_s: float
+    queueing_us: dict[str, list[int]]
     server_cpu_s: float
 
 
@@ -135,6 +136,7 @@ def transfer(
             urgent_lost=done["urgent_lost"],
             bulk_bytes=messages * MESSAGE_BYTES,
             bulk_s=(end_ns - start_ns) / 1e9,
+            queueing_us=done["queueing_us"],
             server_cpu_s=cpu_ns / 1e9,
         )
 
@@ -169,6 +171,12 @@ def summarise(transfers: list[Transfer]) -> dict[str, Any]:
         "bulk_mb_per_s_each": [round(rate, 4) for rate in rates],
         **_latencies("first_second", first),
         **_latencies("all", first + later),
+        "queueing_us": {
+            what: [
+                max(column) for column in zip(*(transfer.queueing_us[what] for transfer in transfers), strict=True)
+            ]
+            for what in transfers[0].queueing_us
+        },
         "server_cpu_fraction": round(
             sum(transfer.server_cpu_s for transfer in transfers) / sum(transfer.bulk_s for transfer in transfers), 4
         ),
@@ -188,6 +196,12 @@ def _table(summary: dict[str, dict[str, Any]]) -> str:
     lines = [f"{'urgent latency, ms':18}" + "".join(f"{title:>12}" for _, title in columns)]
     for system, figures in summary.items():
         lines.append(f"{system:18}" + "".join(f"{figures[key]:>12,.4g}" for key, _ in columns))
+    for system, figures in summary.items():
+        for traffic_class, bound_us in enumerate(figures["queueing_us"].get("bound", ())):
+            if bound_us:
+                longest_us = figures["queueing_us"]["longest"][traffic_class]
+                line = f"class {traffic_class} waited in the relay for {longest_us / 1e3:,.2f} ms at most"
+                lines.append(f"{system}: {line}; the bound is {bound_us / 1e3:,.2f} ms")
     return "\n".join(lines)
 
 
