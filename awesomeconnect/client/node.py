@@ -236,7 +236,7 @@ class Node:
             payload: at most ``limits.payload_bytes``.
             traffic_class: 0..6.
             wait: also wait while a receiver is behind, and keep at most 1 MiB without the relay's verdict: so
-                that a stream arrives whole at readers of any speed.
+                that a stream arrives whole at slow readers.
 
         Returns:
             The receipt. Refusals, for example when nobody is in the room, come with `flush`.

@@ -563,6 +563,7 @@ class Session:
             self._transport.close()
         finally:
             self._alarm = None
+            self._house.traffic.receiver_gone_messages += ingress.waiting  # the relay is shutting down
 
     def _answer_flushes(self, router: Router) -> None:
         # SPEC shaping.md: A relay MUST queue the PONG to a flush PING only when it has processed every message that
