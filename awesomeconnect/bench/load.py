@@ -327,8 +327,8 @@ class Stream:
                     and self._published_bytes - slowest <= window_bytes
                     and self._published_bytes < most_bytes
                 ):
-                    if clock is not None and (wait_s := clock.wait_s(now)) > 0:
-                        wait_s = min(wait_s, deadline - now, STALL_S)
+                    if clock is not None and (early_s := clock.wait_s(now)) > 0:
+                        wait_s = min(early_s, deadline - now, STALL_S)
                         break
                     self._publish()
                     heard = now

@@ -93,6 +93,10 @@ class Report:
         for result in self._results:
             for note in _notes(result):
                 console.print(f"{result.job.workload.name}: {note}", highlight=False, soft_wrap=True)
+        if any(result.usage is None for result in self._results):
+            console.print(
+                "what the relay used is known with --pid, on its machine", highlight=False, soft_wrap=True
+            )
 
 
 def _table(results: list[Result]) -> Table:
@@ -123,7 +127,7 @@ def _busy_cells(result: Result) -> tuple[str, ...]:
     each_s = result.cpu_s_each
     return (
         f"{result.per_s:,.0f}",
-        "" if each_s is None else f"{each_s * 1e6:,.3g} µs",
+        "" if each_s is None else _microseconds(each_s),
         "" if not each_s else f"{1 / each_s:,.0f}",
         _percent(result.server_cpu_fraction),
         _percent(result.generator_cpu_fraction),
@@ -169,6 +173,11 @@ def _what(workload: Workload) -> str:
     publishers = workload.publishers or workload.members
     packed = "in pieces" if workload.payload_bytes > MAX_PLAINTEXT else f"pack {workload.pack}"
     return f"{workload.payload_bytes:,} B, {publishers:,} -> {workload.members:,}, {packed}"
+
+
+def _microseconds(time_s: float) -> str:
+    time_us = time_s * 1e6
+    return f"{time_us:,.0f} µs" if time_us >= 100 else f"{time_us:.3g} µs"
 
 
 def _percent(fraction: float | None) -> str:
