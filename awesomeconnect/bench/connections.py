@@ -8,10 +8,11 @@ import os
 import socket
 import struct
 import time
+import traceback
 from typing import Any
 
 from awesomeconnect.bench.histogram import Histogram
-from awesomeconnect.bench.load import PROGRESS_S, Client, Clock, Connect, Limits, LoadError, Loop
+from awesomeconnect.bench.load import PROGRESS_S, Client, Clock, Connect, Limits, LoadError, Loop, describe
 from awesomeconnect.bench.workloads import Workload
 from awesomeconnect.errors import AwesomeConnectError
 
@@ -33,9 +34,8 @@ class Handshakes:
         self._connect = connect
         self._address = address
         self._workers = workload.members
-        self._memory = mmap.mmap(
-            -1, _COUNTER.size * (self._workers + 1)
-        )  # shared: a count each, and whether to end
+        # Shared by the processes: a count for each, and whether to end.
+        self._memory = mmap.mmap(-1, _COUNTER.size * (self._workers + 1))
         self._results: list[dict[str, Any]] = []
 
     def run(self, limits: Limits) -> dict[str, Any]:
@@ -56,12 +56,12 @@ class Handshakes:
             self._loop.turn(PROGRESS_S)
             counts = _COUNTER.iter_unpack(self._memory[: _COUNTER.size * self._workers])
             self._loop.tick(time.monotonic(), sum(count for (count,) in counts))
-            if self._loop.is_stopped or any("failure" in result for result in self._results):
+            if self._loop.is_stopped or any("error" in result for result in self._results):
                 self._memory[-1] = 1
         histogram = Histogram()
         for result in self._results:
-            if failure := result.get("failure"):
-                raise LoadError(failure)
+            if "error" in result:
+                raise LoadError(**result)
             histogram.add(**result)
         return {"handshakes": histogram.count, "latency_us": histogram.summary_us()}
 
@@ -72,6 +72,8 @@ class Handshakes:
             try:
                 with open(writer, "w") as pipe:
                     json.dump(self._work(number, limits), pipe)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(0)
         os.close(writer)
@@ -79,13 +81,15 @@ class Handshakes:
         def collect() -> None:
             self._loop.forget(reader)
             with open(reader) as pipe:
-                self._results.append(json.loads(pipe.read() or '{"failure": "a process of the generator ended"}'))
+                self._results.append(
+                    json.loads(pipe.read() or '{"reason": "a process of the generator ended", "error": ""}')
+                )
             os.waitpid(process, 0)
 
         self._loop.watch(reader, collect)
 
     def _work(self, number: int, limits: Limits) -> dict[str, Any]:
-        """One process: a dumped histogram, or the failure."""
+        """One process: a dumped histogram, or what went wrong."""
         histogram = Histogram()
         most = None if limits.messages is None else len(range(number, limits.messages, self._workers))
         start = time.monotonic()
@@ -107,7 +111,7 @@ class Handshakes:
                 connection.close()
                 _COUNTER.pack_into(self._memory, number * _COUNTER.size, histogram.count)
         except (LoadError, OSError, AwesomeConnectError) as error:
-            return {"failure": str(error)}
+            return describe(error)
         most_ns, counts = histogram.dump()
         return {"most": most_ns, "counts": counts}
 

@@ -25,7 +25,7 @@ from typing import Any
 import attrs
 
 from awesomeconnect.bench.connections import Handshakes, Idle
-from awesomeconnect.bench.load import Connect, Limits, LoadError, Loop, Stream
+from awesomeconnect.bench.load import Connect, Limits, LoadError, Loop, Stream, describe
 from awesomeconnect.bench.relay_client import OpeningRelayClient, RelayClient
 from awesomeconnect.bench.rtt import RoundTrips
 from awesomeconnect.bench.workloads import ROOM, Kind, Workload
@@ -59,7 +59,10 @@ class Job:
 
 
 def _tell(event: str, **fields: object) -> None:
-    print(json.dumps({"event": event, **fields}), flush=True)
+    try:
+        print(json.dumps({"event": event, **fields}), flush=True)
+    except BrokenPipeError:  # nobody wants to know any more
+        os._exit(1)
 
 
 def _load(job: Job, loop: Loop, connect: Connect) -> Stream | RoundTrips | Handshakes | Idle:
@@ -75,7 +78,7 @@ def _load(job: Job, loop: Loop, connect: Connect) -> Stream | RoundTrips | Hands
 
 
 def _run(job: Job, connect: Connect) -> None:
-    loop = Loop(_CONTROL, _tell)
+    loop = Loop(_CONTROL)
     load = _load(job, loop, connect)
     if not isinstance(load, Idle):
         warm_up_messages = None if job.messages is None else min(job.messages, 2 * job.workload.window)
@@ -83,6 +86,7 @@ def _run(job: Job, connect: Connect) -> None:
     loop.check()
     gc.collect()
     gc.disable()
+    loop.tell = _tell
     _tell("ready")
     if not os.read(_CONTROL, 100):
         return
@@ -108,7 +112,7 @@ def main(systems: Mapping[str, Connect]) -> None:
         job = Job.parse(sys.argv[1])
         _run(job, partial(systems[job.system], **job.options))
     except (LoadError, OSError, AwesomeConnectError) as error:
-        _tell("failed", error=type(error).__name__, reason=str(error))
+        _tell("failed", **describe(error))
         os._exit(1)
 
 

@@ -15,6 +15,7 @@ from then, also when it leaves later. So a server that stalls cannot hide it (co
 
 from __future__ import annotations
 
+import errno
 import math
 import random
 import select
@@ -36,13 +37,35 @@ PROGRESS_S = 0.2
 #: Members that only listen say something so often: relays ask those that are silent, and the answer would count.
 ALIVE_S = 10.0
 
+_ADVICE = {
+    errno.EADDRNOTAVAIL: "no local port is left for another connection to this address; use fewer",
+    errno.EMFILE: "this process may not open more files; raise the limit (ulimit -n), or use fewer connections",
+    errno.ENFILE: "the system cannot open more files; use fewer connections",
+}
+
 
 class LoadError(Exception):
-    """A measurement failed."""
+    """A measurement failed.
+
+    Attributes:
+        error: the name of the error, that of another process too.
+    """
+
+    def __init__(self, reason: str, error: str = "") -> None:
+        super().__init__(reason)
+        self.error = error or type(self).__name__
 
 
 class Refused(LoadError):
-    """The server answered with an error, or closed the connection."""
+    """The server answered with an error, or lets nobody in."""
+
+
+class TooFast(Refused):
+    """The server allows less traffic than was sent."""
+
+
+class Closed(LoadError):
+    """The server closed a connection."""
 
 
 class Lost(LoadError):
@@ -51,6 +74,16 @@ class Lost(LoadError):
 
 class Stopped(LoadError):
     """Whoever asked for the measurement does not want it any more."""
+
+
+def describe(error: Exception) -> dict[str, str]:
+    """The name of an error and what it says, for another process."""
+    if isinstance(error, LoadError):
+        return {"error": error.error, "reason": str(error)}
+    reason = str(error)
+    if isinstance(error, OSError):
+        reason = _ADVICE.get(error.errno or 0) or error.strerror or reason
+    return {"error": type(error).__name__, "reason": reason}
 
 
 class Client(Protocol):
@@ -144,9 +177,12 @@ class Loop:
         recv_into, buffer = client.socket.recv_into, self._buffer
 
         def read() -> None:
-            count = recv_into(buffer)
+            try:
+                count = recv_into(buffer)
+            except ConnectionError:
+                count = 0
             if not count:
-                raise Refused("the server closed a connection")
+                raise Closed("the server closed a connection")
             on_data(buffer[:count])
 
         self.watch(client.socket.fileno(), read)
@@ -212,6 +248,8 @@ class Loop:
             sent = client.socket.send(data)
         except BlockingIOError:
             sent = 0
+        except ConnectionError:
+            raise Closed("the server closed a connection") from None
         if sent < len(data):
             self.unsent[descriptor] = client, data[sent:]
             self._epoll.modify(descriptor, select.EPOLLIN | select.EPOLLOUT)
@@ -289,8 +327,8 @@ class Stream:
                     and self._published_bytes - slowest <= window_bytes
                     and self._published_bytes < most_bytes
                 ):
-                    if clock is not None and (wait_s := clock.wait_s(now)) > 0:
-                        wait_s = min(wait_s, deadline - now, STALL_S)
+                    if clock is not None and (early_s := clock.wait_s(now)) > 0:
+                        wait_s = min(early_s, deadline - now, STALL_S)
                         break
                     self._publish()
                     heard = now

@@ -1,12 +1,14 @@
-"""Processes as a benchmark sees them: the load generator, started and spoken with, and what any process costs."""
+"""Processes of a benchmark: the load generator, a relay to put under load, and what any process costs."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ import attrs
 from awesomeconnect.bench.generator import Job
 
 Cores = frozenset[int]
+STOP_S = 10
 
 
 def cpu_ns(pid: int) -> int:
@@ -35,7 +38,7 @@ def rss_bytes(pid: int) -> int:
 
 
 class Failed(Exception):
-    """The load generator could not do its job.
+    """The load generator could not do its job, or there is no relay to do it with.
 
     Attributes:
         error: the name of the exception that ended it; empty if it ended without a word.
@@ -57,7 +60,7 @@ class Generator:
         self._say("go")
 
     def stop(self) -> None:
-        """End the measurement early: "done" comes soon, or "failed" if it had not begun."""
+        """End the measurement early: "done" comes soon, or "failed" if it had not begun. Signal handlers may."""
         self._say("stop")
 
     def events(self) -> Iterator[dict[str, Any]]:
@@ -85,8 +88,8 @@ class Generator:
     def _say(self, word: str) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended, and its last words are read elsewhere
-            self._process.stdin.write(word + "\n")
-            self._process.stdin.flush()
+            # Not through the buffer: `stop` may be called by a signal handler while `go` writes.
+            os.write(self._process.stdin.fileno(), f"{word}\n".encode())
 
 
 @contextlib.contextmanager
@@ -102,6 +105,7 @@ def generator(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # Ctrl-C is for who started it
         preexec_fn=None if on is None else lambda: os.sched_setaffinity(0, on),
     )
     with process:  # closes its stdin, which ends it, and waits
@@ -110,3 +114,39 @@ def generator(
         except BaseException:
             process.kill()
             raise
+
+
+@contextlib.contextmanager
+def embedded_relay() -> Iterator[tuple[str, int]]:
+    """Run a relay on a free loopback port, with a key of its own, until the block ends: its address and process.
+
+    Raises:
+        Failed: it ended before it was ready.
+    """
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="awesomeconnect-")))
+        log = stack.enter_context(open(directory / "log", "w+"))
+        serve = [sys.executable, "-m", "awesomeconnect", "serve", "--json"]
+        process = subprocess.Popen(
+            [*serve, "--listen", "127.0.0.1:0", "--key", str(directory / "relay.key")],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+        stack.callback(_end, process)
+        assert process.stdout is not None
+        if not (ready := process.stdout.readline()):
+            log.seek(0)
+            raise Failed(f"the relay did not start: {log.read().strip()}")
+        yield json.loads(ready)["addresses"][0], process.pid
+
+
+def _end(relay: subprocess.Popen[str]) -> None:
+    relay.send_signal(signal.SIGINT)  # at once, without waiting for its clients to leave
+    try:
+        relay.communicate(timeout=STOP_S)
+    except subprocess.TimeoutExpired:
+        relay.kill()
+        relay.communicate()

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from awesomeconnect import errors
-from awesomeconnect.bench.load import CONNECT_S, Refused
+from awesomeconnect.bench.load import CONNECT_S, Closed, Refused, TooFast
 from awesomeconnect.identity import Identity, RelayAddress
 from awesomeconnect.wire.fragments import is_fragmented, piece
 from awesomeconnect.wire.messages import (
@@ -68,7 +68,7 @@ class RelayClient:
     Raises:
         OSError: the relay cannot be reached.
         AwesomeConnectError: the handshake failed, or this is not the relay of this address.
-        Refused: the relay does not let it in.
+        Refused, Closed: the relay does not let it in.
     """
 
     def __init__(
@@ -82,10 +82,13 @@ class RelayClient:
         identity = Identity.generate()
         self.socket = _connected(relay, timeout_s)
         handshake = ClientHandshake(identity, relay.key)
-        self.socket.sendall(handshake.act1())
-        act2 = self.socket.recv(ACT2_BYTES, socket.MSG_WAITALL)
+        try:
+            self.socket.sendall(handshake.act1())
+            act2 = self.socket.recv(ACT2_BYTES, socket.MSG_WAITALL)
+        except ConnectionError:
+            act2 = b""
         if not act2:
-            raise Refused("the relay closed the connection at once: it may have as many as it allows")
+            raise Refused("the relay closed a new connection at once: it may have as many as it allows")
         handshake.read_act2(act2)
         act3 = handshake.act3()
         self._key = identity.public_key
@@ -94,8 +97,7 @@ class RelayClient:
         self._opener = Opener(handshake.result.receive_key)
         self._frames = b""
         self._heard: deque[Message | None] = deque()
-        # measure(): bytes to come of the record under way, its plaintext's length, the first byte of a length
-        self._to_come, self._plaintext_bytes, self._half_length = 0, 0, b""
+        self._meter = RecordMeter()
 
         rooms = (RoomIntent(room),) if room else ()
         incarnation = Incarnation(time.time_ns() // 1_000_000, os.urandom(8))
@@ -126,23 +128,7 @@ class RelayClient:
         )
 
     def measure(self, data: memoryview) -> int:
-        if self._half_length:
-            data = memoryview(self._half_length + data)
-            self._half_length = b""
-        # `at` is where the record under way ends and the next length stands.
-        at, end, plaintext_bytes, total = self._to_come, len(data), self._plaintext_bytes, 0
-        while at <= end:
-            total += plaintext_bytes
-            plaintext_bytes = 0
-            if end - at < LENGTH_BYTES:
-                self._half_length = bytes(data[at:])
-                at = end
-                break
-            length = data[at] << 8 | data[at + 1]
-            plaintext_bytes = length - TAG_BYTES
-            at += LENGTH_BYTES + length
-        self._to_come, self._plaintext_bytes = at - end, plaintext_bytes
-        return total
+        return self._meter.measure(data)
 
     def open(self, data: memoryview) -> bytes:
         return b"".join(self._opener.open(data))
@@ -166,7 +152,7 @@ class RelayClient:
                     return message
             data = self.socket.recv(65_536)
             if not data:
-                raise Refused(f"the relay closed the connection instead of {kind.__name__}")
+                raise Closed(f"the relay closed the connection instead of {kind.__name__}")
             self._read(data)
 
     def _read(self, data: bytes | memoryview) -> None:
@@ -188,15 +174,45 @@ class RelayClient:
         message = decode_body(body, Role.RELAY)
         if isinstance(message, Reject):
             about = f"the relay refused {message.count} messages"
-            raise Refused(str(errors.Refused.from_code(message.code, about)))
+            kind = TooFast if message.code == errors.ErrorCode.RATE_EXCEEDED else Refused
+            raise kind(str(errors.Refused.from_code(message.code, about)))
         if isinstance(message, Gap):
             about = f"the relay dropped {message.count} messages to a member"
             raise Refused(str(errors.Refused.from_code(message.code, about)))
         if isinstance(message, Left):
             raise Refused(str(errors.Refused.from_code(message.code, f"not in room {message.room!r}")))
         if isinstance(message, Goaway | Close):
-            raise Refused(f"the relay ended the connection: {errors.code_label(message.code)}")
+            raise Closed(f"the relay ended the connection: {errors.code_label(message.code)}")
         return message
+
+
+class RecordMeter:
+    """How many bytes of plaintext are in a stream of records, by their lengths alone."""
+
+    def __init__(self) -> None:
+        self._to_come = 0  # of the record under way
+        self._plaintext_bytes = 0  # of that record
+        self._half_length = b""  # the first byte of a length whose other one has not come
+
+    def measure(self, data: memoryview) -> int:
+        """The plaintext of the records that `data`, the next bytes of the stream, completes."""
+        if self._half_length:
+            data = memoryview(self._half_length + data)
+            self._half_length = b""
+        # `at` is where the record under way ends and the next length stands.
+        at, end, plaintext_bytes, total = self._to_come, len(data), self._plaintext_bytes, 0
+        while at <= end:
+            total += plaintext_bytes
+            plaintext_bytes = 0
+            if end - at < LENGTH_BYTES:
+                self._half_length = bytes(data[at:])
+                at = end
+                break
+            length = data[at] << 8 | data[at + 1]
+            plaintext_bytes = length - TAG_BYTES
+            at += LENGTH_BYTES + length
+        self._to_come, self._plaintext_bytes = at - end, plaintext_bytes
+        return total
 
 
 class OpeningRelayClient(RelayClient):
@@ -236,12 +252,11 @@ class OpeningRelayClient(RelayClient):
 
 
 def _connected(relay: RelayAddress, timeout_s: float) -> socket.socket:
-    if relay.host is not None:
+    if relay.path:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(timeout_s)
+        connection.connect(relay.path)
+    else:
         connection = socket.create_connection((relay.host, relay.port), timeout_s)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connection
-    assert relay.path is not None
-    connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(timeout_s)
-    connection.connect(relay.path)
     return connection

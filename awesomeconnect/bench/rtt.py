@@ -92,8 +92,8 @@ class RoundTrips:
                         continue
                     due = now
                     if clock is not None:
-                        if (wait_s := clock.wait_s(now)) > 0:
-                            wait_s = min(wait_s, deadline - now, STALL_S)
+                        if (early_s := clock.wait_s(now)) > 0:
+                            wait_s = min(early_s, deadline - now, STALL_S)
                             break
                         due = clock.due(asked)
                     under_way[pair].append(due)

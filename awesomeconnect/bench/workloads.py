@@ -45,7 +45,14 @@ class Workload:
 
     @property
     def deliveries_per_message(self) -> int:
-        return self.members if self.publishers else self.members - 1
+        """Or handshakes, and so on: what one step of the kind comes to."""
+        match self.kind:
+            case Kind.STREAM:
+                return self.members if self.publishers else self.members - 1
+            case Kind.RTT:
+                return 2
+            case _:
+                return 1
 
 
 # `pair16k`: 3 frames fill a record; the window stays below the relay's high-water mark of 1 MiB a queue.
