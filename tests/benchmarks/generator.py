@@ -29,11 +29,13 @@ from awesomeconnect.bench.load import (
     CONNECT_S,
     RECEIVE_BYTES,
     STALL_S,
+    Closed,
     Connect,
     Limits,
     LoadError,
     Loop,
     Stream,
+    describe,
 )
 from awesomeconnect.bench.rtt import RoundTrips
 from awesomeconnect.bench.workloads import ROOM, Workload
@@ -110,7 +112,7 @@ class Herd:
     def _received(self, connected: socket.socket) -> bytes:
         data = connected.recv(RECEIVE_BYTES)
         if not data:
-            raise LoadError("the relay closed a connection")
+            raise Closed("the relay closed a connection")
         return data
 
 
@@ -169,7 +171,7 @@ class Flood:
                 if event & select.EPOLLIN:
                     received = member.socket.recv_into(self._buffer)
                     if not received:
-                        raise LoadError("the server closed a connection")
+                        raise Closed("the server closed a connection")
                     received_bytes += received
                 if event & select.EPOLLOUT:
                     unsent = unsent or memoryview(member.seal(self._batch))
@@ -240,7 +242,7 @@ def main() -> None:
             generator.rest()
             _tell("ready")
     except (LoadError, OSError, AwesomeConnectError) as error:
-        _tell("failed", error=type(error).__name__, reason=f"{type(error).__name__}: {error}")
+        _tell("failed", **describe(error))
         os._exit(1)
 
 
