@@ -17,6 +17,7 @@ import os
 import platform
 import shlex
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,35 +91,34 @@ def compare(row: Row, systems: dict[str, System], scale: Scale, pin: bool) -> Re
     count = row.rounds or scale.rounds
     rounds: Rounds = {}
     missing: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def failures_of(name: str) -> Iterator[None]:
+        try:
+            yield
+        except (Failed, processes.Failed) as failure:
+            missing[name] = str(failure)
+            rounds.pop(name, None)
+
     with contextlib.ExitStack() as stack:
         at_work: dict[str, Contestant] = {}
         for lane in row.lanes:
             if lane.system in systems:
-                at_work[lane.name] = _start(stack, row, lane, systems[lane.system], seconds, pin)
-
-        def attempt(name: str, round_number: int) -> None:
-            try:
-                if not round_number:
-                    at_work[name].wait_ready()
-                    return
-                figures = at_work[name].measure(row.kind or str(row.workload.kind))
-            except processes.Failed as failure:
-                missing[name] = str(failure)
-                del at_work[name]
-                rounds.pop(name, None)
-                return
-            rounds.setdefault(name, []).append(figures)
-            click.echo(
-                f"{row.name} {round_number}/{count} {name}: {row.figure} {figures[row.figure]:.4g}", err=True
-            )
-
-        for name in list(at_work):
-            attempt(name, 0)
+                with failures_of(lane.name):
+                    at_work[lane.name] = _start(stack, row, lane, systems[lane.system], seconds, pin)
+        for name, contestant in at_work.items():
+            with failures_of(name):
+                contestant.wait_ready()
         for number in range(1, count + 1):
-            order = [lane.name for lane in row.lanes if lane.name in at_work]
-            first = number % len(order) if order else 0
-            for name in order[first:] + order[:first]:
-                attempt(name, number)
+            first = number % len(row.lanes)
+            for lane in row.lanes[first:] + row.lanes[:first]:
+                if lane.name not in at_work or lane.name in missing:
+                    continue
+                with failures_of(lane.name):
+                    figures = at_work[lane.name].measure(row.kind or str(row.workload.kind))
+                    rounds.setdefault(lane.name, []).append(figures)
+                    told = f"{row.figure} {figures[row.figure]:.4g}"
+                    click.echo(f"{row.name} {number}/{count} {lane.name}: {told}", err=True)
     in_order = {lane.name: rounds[lane.name] for lane in row.lanes if lane.name in rounds}
     return Result.of(row, in_order, missing)
 
@@ -191,10 +191,7 @@ def main(
     def measured(row: Row) -> Result:
         if VARIED in systems and any(lane.system == "nats" for lane in row.lanes):
             row = attrs.evolve(row, lanes=(row.lanes[0], Lane(VARIED, VARIED, row.lanes[0].idle), *row.lanes[1:]))
-        try:
-            result = compare(row, systems, scale, pin)
-        except Failed as problem:
-            raise click.ClickException(str(problem)) from problem
+        result = compare(row, systems, scale, pin)
         click.echo(details(result))
         return result
 

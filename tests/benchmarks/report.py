@@ -13,6 +13,7 @@ from awesomeconnect.bench.workloads import Kind
 
 from .rows import Row, Target
 
+SYSTEMS = ("relay", "nats", "redis", "mosquitto")
 YARDSTICK = "nats"
 SATURATED = 0.95
 
@@ -131,14 +132,11 @@ def details(result: Result) -> str:
     title = f"\n{row.name}: {row.title}"
     if workload.kind is Kind.STREAM:
         title += f" ({workload.pack} messages per send, window {workload.window})"
-    cells = [[_COLUMNS[name] for name in shown]]
-    cells += [[_cell(row, figures, name) for name in shown] for figures in result.lanes.values()]
-    widths = [max(map(len, column)) + 3 for column in zip(*cells, strict=True)]
-    lines = [title]
-    for lane, line in zip(("", *result.lanes), cells, strict=True):
-        note = "  the generator is the bottleneck" if lane and result.is_generator_bound(lane) else ""
-        padded = "".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
-        lines.append(f"  {lane:14}{padded}{note}")
+    cells = [["", *(_COLUMNS[name] for name in shown), ""]]
+    for lane, figures in result.lanes.items():
+        note = "the generator is the bottleneck" if result.is_generator_bound(lane) else ""
+        cells.append([f"  {lane:14}", *(_cell(row, figures, name) for name in shown), note])
+    lines = [title, *_aligned(cells)]
     lines += [f"  {lane:14} left out: {reason}" for lane, reason in result.missing.items()]
     return "\n".join(lines)
 
@@ -153,30 +151,33 @@ def _cell(row: Row, figures: dict[str, Spread], name: str) -> str:
 
 def verdicts(results: Iterable[Result]) -> str:
     """The table: a line for each target, and for each row without one."""
-    header = f"\n{'':52}{'relay':>10}{'nats':>10}{'redis':>10}{'mosquitto':>11}  {'ratio to nats (spread)':25}"
-    lines = [f"{header}{'target':34}verdict"]
+    cells = [["", *SYSTEMS, "ratio to nats (spread)", "target", "verdict"]]
     for result in results:
         row = result.row
-        medians = [
-            number(figures[row.figure].median) if (figures := result.lanes.get(lane)) else ""
-            for lane in ("relay", "nats", "redis", "mosquitto")
-        ]
-        ratio = result.lanes.get("relay", {}).get("ratio_to_nats")
-        line = f"{row.title + ', ' + _UNITS[row.figure]:52}" + "".join(
-            f"{median:>{width}}" for median, width in zip(medians, (10, 10, 10, 11), strict=True)
-        )
-        line += f"  {ratio or ''!s:25}"
-        for target in row.targets or (None,):
-            if target is None:
-                lines.append(f"{line}{'none':34}-")
-            else:
-                value = result.value(target)
-                sign = ">=" if target.at_least else "<="
-                shown = f"{target.figure} {sign} {number(target.limit)}"
-                found = "" if value is None else f", {number(value.median)}"
-                lines.append(f"{line}{shown:34}{result.verdict(target)}{found}")
-            line = " " * len(line)
-    return "\n".join(lines)
+        medians = [number(lane[row.figure].median) if lane else "" for lane in map(result.lanes.get, SYSTEMS)]
+        ratio = result.lanes.get("relay", {}).get("ratio_to_nats", "")
+        line = [f"{row.title}, {_UNITS[row.figure]}", *medians, str(ratio)]
+        for target in row.targets:
+            value = result.value(target)
+            sign = ">=" if target.at_least else "<="
+            shown = f"{target.figure} {sign} {number(target.limit)}"
+            found = "" if value is None else f", {number(value.median)}"
+            cells.append([*line, shown, result.verdict(target) + found])
+            line = [""] * len(line)
+        if not row.targets:
+            cells.append([*line, "none", ""])
+    return "\n".join(["", *_aligned(cells, to_the_left=(0, 6, 7))])
+
+
+def _aligned(cells: list[list[str]], to_the_left: tuple[int, ...] = (0,)) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "   ".join(
+            f"{cell:<{width}}" if at in to_the_left else f"{cell:>{width}}"
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]
 
 
 _UNITS = {
