@@ -18,7 +18,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Protocol
 
 import attrs
@@ -29,6 +28,7 @@ from awesomeconnect.bench.load import (
     CONNECT_S,
     RECEIVE_BYTES,
     STALL_S,
+    Client,
     Closed,
     Connect,
     Limits,
@@ -48,7 +48,8 @@ from .clients import CLIENTS, ECHOING
 from .servers import raise_file_limit
 
 HERD = 64
-#: What a server is given to hear a sign of life of one connection.
+#: The relay asks after 25 s of silence; and what it is given to hear one sign of life.
+SIGNS_S = 8.0
 SIGN_S = 1e-4
 
 
@@ -189,24 +190,37 @@ KINDS: dict[str, Callable[[Loop, Connect, str, Workload], Measurement]] = {
 }
 
 
+#: Kinds whose connections must be told nothing but messages while they are measured.
+SPEAKING = ("stream", "rtt")
+
+
 class Generator:
-    """The connections of a task, and signs of life between its measurements rather than during them."""
+    """The connections of a task, and their signs of life, which come between measurements, not during them."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        connect = partial(CLIENTS[task.system], **task.options)
+        self._kind = task.kind or str(task.workload.kind)
+        self._clients: list[Client] = []
+        self._signs_at = time.monotonic() + SIGNS_S
         self._loop = Loop()
-        idle = [connect(task.address, None) for _ in range(task.idle)]
+        idle = [self._connect(task.address, None) for _ in range(task.idle)]
         for client in idle:
             client.settle()
             self._loop.listen(client)
-        self._kind = task.kind or str(task.workload.kind)
-        self._measurement = KINDS[self._kind](self._loop, connect, task.address, task.workload)
+        self._measurement = KINDS[self._kind](self._loop, self._connect, task.address, task.workload)
         self._signs_at = 0.0
-        self._connections = task.idle + task.workload.members + task.workload.publishers
-        if self._kind in ("stream", "rtt"):
-            self.rest()
+        self.rest()
+        if self._kind in SPEAKING:
             self._measurement.run(Limits(WARM_UP_S, rate=task.rate))
+
+    def _connect(self, address: str, room: str | None) -> Client:
+        client = CLIENTS[self._task.system](address, room, **self._task.options)
+        self._clients.append(client)
+        if time.monotonic() >= self._signs_at:  # thousands of connections take their time
+            for silent in self._clients:
+                silent.socket.sendall(silent.sign_of_life())
+            self._signs_at = time.monotonic() + SIGNS_S
+        return client
 
     def measure(self) -> dict[str, Any]:
         """One measurement, and what it took."""
@@ -219,10 +233,10 @@ class Generator:
 
     def rest(self) -> None:
         """Say now what would be due during the next measurement, and wait until the server has heard it."""
-        if self._kind == "stream" and self._task.system == "relay" and time.monotonic() >= self._signs_at:
+        if self._kind in SPEAKING and time.monotonic() >= self._signs_at:
             self._loop.tick(time.monotonic() + ALIVE_S, 0)
-            time.sleep(SIGN_S * self._connections)
-            self._signs_at = time.monotonic() + ALIVE_S
+            time.sleep(SIGN_S * len(self._clients))
+            self._signs_at = time.monotonic() + SIGNS_S
 
 
 def _tell(event: str, **fields: object) -> None:
@@ -237,7 +251,11 @@ def main() -> None:
         gc.collect()
         gc.disable()
         _tell("ready")
-        while sys.stdin.readline():
+        while True:
+            while not select.select([sys.stdin], [], [], SIGNS_S)[0]:
+                generator.rest()
+            if not sys.stdin.readline():
+                break
             _tell("done", **generator.measure())
             generator.rest()
             _tell("ready")
