@@ -183,7 +183,7 @@ class Session:
             with suppress(Exception):
                 self.end(ErrorCode.INTERNAL_ERROR)
         finally:
-            self._depart()
+            self._depart(has_broken=True)
             self._house.traffic.receiver_gone_messages += self.outlet.disconnect()
             self._transport.close()
             self._house.forget(self)
@@ -345,7 +345,7 @@ class Session:
         peer.egress = self.outlet
         self.outlet.is_lagging = house.lagging.pop(self.key, older is not None and older.outlet.is_lagging)
         self._peer = peer
-        self.tell(Welcome(REVISION, house.epoch, house.limits, house.settings.contracts))
+        self.tell(Welcome(REVISION, house.epoch, house.limits, house.settings.contracts, house.settings.alternates))
         for intent in hello.rooms:
             self._on_join(Join(intent.room, intent.flags, intent.capability))
         log.debug("%s: connected", self)
@@ -457,12 +457,12 @@ class Session:
         except (OSError, trio.ClosedResourceError):
             log.debug("%s: gone before it had read everything", self)
 
-    def _depart(self) -> None:
+    def _depart(self, has_broken: bool = False) -> None:
         """Leave all rooms and give up the key's slot."""
         house = self._house
         if self._peer is not None:
             for room in house.registry.leave_all(self, self.outlet):
-                house.note_change(room)
+                house.note_change(room, has_broken)
             if self._peer.node is self:
                 self._peer.node = self._peer.egress = None
                 if self.outlet.is_lagging:
