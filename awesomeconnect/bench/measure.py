@@ -6,8 +6,10 @@ import os
 import time
 from collections.abc import Callable
 
+import attrs
+
 from awesomeconnect.bench.generator import Job
-from awesomeconnect.bench.processes import Failed, Generator, cpu_ns, rss_bytes
+from awesomeconnect.bench.processes import Failed, Generator, cpu_ns, rss_bytes, waited_ns
 from awesomeconnect.bench.results import Result, Usage
 
 
@@ -23,37 +25,55 @@ def measure(
     Raises:
         Failed: the generator failed, or there is no such process any more.
     """
-    began = started = time.perf_counter()
-    cpu_before_ns = rss_before_bytes = 0
+    began = time.perf_counter()
+    generator_before = before = _Look.at(load.pid)
     for event in load.events():
         match event.pop("event"):
             case "ready":
-                cpu_before_ns, rss_before_bytes = _look(pid)
-                began = started = time.perf_counter()
+                began = time.perf_counter()
+                generator_before, before = _Look.at(load.pid), _Look.at(pid)
                 load.go()
             case "opened":  # connecting is over, and what follows is about idleness
-                cpu_before_ns, _ = _look(pid)
-                started = time.perf_counter()
+                before = attrs.evolve(_Look.at(pid), rss_bytes=before.rss_bytes)
             case "progress":
                 progress(event["done"], time.perf_counter() - began)
             case "done":
-                cpu_after_ns, rss_after_bytes = _look(pid)
-                usage = Usage(
-                    cpu_s=(cpu_after_ns - cpu_before_ns) / 1e9,
-                    wall_s=time.perf_counter() - started,
-                    rss_bytes=rss_after_bytes,
-                    growth_bytes=rss_after_bytes - rss_before_bytes,
-                )
-                cores = len(os.sched_getaffinity(0))
-                return Result(job, event, None if pid is None else usage, cores)
+                usage = None if pid is None else _Look.at(pid).since(before)
+                event["waited_s"] = _Look.at(load.pid).since(generator_before).waited_s
+                return Result(job, event, usage, cores=len(os.sched_getaffinity(0)))
     raise AssertionError("events end with an error")
 
 
-def _look(pid: int | None) -> tuple[int, int]:
-    """CPU time in ns and resident memory in bytes."""
-    if pid is None:
-        return 0, 0
-    try:
-        return cpu_ns(pid), rss_bytes(pid)
-    except OSError:
-        raise Failed(f"there is no process {pid} any more") from None
+@attrs.frozen
+class _Look:
+    """What a process has used until now."""
+
+    time_s: float
+    cpu_ns: int = 0
+    waited_ns: int = 0
+    rss_bytes: int = 0
+
+    @classmethod
+    def at(cls, pid: int | None) -> _Look:
+        """Look at a process of this machine.
+
+        Raises:
+            Failed: there is no such process any more.
+        """
+        now = time.perf_counter()
+        if pid is None:
+            return cls(now)
+        try:
+            return cls(now, cpu_ns(pid), waited_ns(pid), rss_bytes(pid))
+        except OSError:
+            raise Failed(f"there is no process {pid} any more") from None
+
+    def since(self, before: _Look) -> Usage:
+        """What was used from one look to this one."""
+        return Usage(
+            cpu_s=(self.cpu_ns - before.cpu_ns) / 1e9,
+            waited_s=(self.waited_ns - before.waited_ns) / 1e9,
+            wall_s=self.time_s - before.time_s,
+            rss_bytes=self.rss_bytes,
+            growth_bytes=self.rss_bytes - before.rss_bytes,
+        )

@@ -37,6 +37,14 @@ def rss_bytes(pid: int) -> int:
     return int(resident_pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+def waited_ns(pid: int) -> int:
+    """How long a process's main thread was ready to run and found no core free; 0 where Linux does not count it."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1])
+    except FileNotFoundError:
+        return 0
+
+
 class Failed(Exception):
     """The load generator could not do its job, or there is no relay to do it with.
 
@@ -54,6 +62,7 @@ class Generator:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
+        self.pid = process.pid
 
     def go(self) -> None:
         """Begin the measurement."""

@@ -15,6 +15,8 @@ from awesomeconnect.bench.workloads import Kind
 
 #: A process that used so much of its core was waited for.
 SATURATED = 0.9
+#: Who waited for a core for so much of the time could not go at its own pace.
+CROWDED = 0.1
 
 LATENCIES = tuple(f"latency_{name}_us" for name in (*PERCENTILES, "max"))
 #: All that `Result.fields` can have, in its order.
@@ -23,7 +25,8 @@ COLUMNS = (
     "messages", "messages_per_s", "deliveries", "deliveries_per_s", "payload_bytes_per_s", "handshakes",
     "handshakes_per_s", "connections", *LATENCIES, "server_cpu_us_per_delivery", "deliveries_per_server_cpu_s",
     "server_cpu_us_per_handshake", "handshakes_per_server_cpu_s", "server_bytes_per_connection", "server_rss_bytes",
-    "server_cpu_fraction", "generator_cpu_fraction", "bottleneck", "interrupted",
+    "server_cpu_fraction", "server_waited_fraction", "generator_cpu_fraction", "generator_waited_fraction",
+    "bottleneck", "interrupted",
 )  # fmt: skip
 
 
@@ -33,12 +36,14 @@ class Usage:
 
     Attributes:
         cpu_s: CPU time, user and system, of all threads.
-        wall_s: the time over which `cpu_s` was counted.
+        waited_s: how long its main thread was ready to run and found no core free.
+        wall_s: the time over which both were counted.
         rss_bytes: resident memory at the end.
         growth_bytes: how much that is more than at the beginning.
     """
 
     cpu_s: float
+    waited_s: float
     wall_s: float
     rss_bytes: int
     growth_bytes: int
@@ -50,9 +55,9 @@ class Result:
 
     Attributes:
         job: what was asked.
-        counted: what the generator reported with "done".
+        counted: what the generator reported with "done", and `waited_s`, as in `Usage`.
         usage: None where the server is not on this machine, or not known by its process.
-        cores: how many the generator may use, and the server if it is on this machine.
+        cores: how many the generator may use.
         interrupted: it was ended early.
     """
 
@@ -100,8 +105,18 @@ class Result:
         return float(self.counted["cpu_s"]) / self.wall_s / self._generator_cores
 
     @property
+    def server_waited_fraction(self) -> float | None:
+        """How much of the time the server waited for a core; None where it is not known."""
+        return None if self.usage is None else self.usage.waited_s / self.usage.wall_s
+
+    @property
+    def generator_waited_fraction(self) -> float:
+        """The same for the generator, but for the processes that it starts."""
+        return float(self.counted["waited_s"]) / self.wall_s
+
+    @property
     def bottleneck(self) -> str:
-        """What set the pace: "server", "generator", or the "machine" that both share; empty if none of them did.
+        """What set the pace: "server", "generator", or the "machine", whose cores were busy; empty if none did.
 
         None did when messages were sent at a rate or one by one, or waited for the path to a server elsewhere.
         """
@@ -112,9 +127,7 @@ class Result:
             return "server"
         if generator >= SATURATED:
             return "generator"
-        if server is not None and server + generator * self._generator_cores >= SATURATED * self.cores:
-            return "machine"
-        return ""
+        return "machine" if max(self.server_waited_fraction or 0, self.generator_waited_fraction) >= CROWDED else ""
 
     def fields(self) -> dict[str, Any]:
         """Everything that is known, flat, by the names of `COLUMNS`."""
@@ -127,6 +140,7 @@ class Result:
             **counted,
             **{f"latency_{name}_us": value for name, value in self.counted.get("latency_us", {}).items()},
             "generator_cpu_fraction": self.generator_cpu_fraction,
+            "generator_waited_fraction": self.generator_waited_fraction,
             "bottleneck": self.bottleneck,
             "interrupted": self.interrupted,
         }
@@ -144,7 +158,11 @@ class Result:
         elif workload.kind is Kind.CONNECT:
             fields["handshakes_per_s"] = self.per_s
         if usage is not None:
-            fields |= {"server_rss_bytes": usage.rss_bytes, "server_cpu_fraction": self.server_cpu_fraction}
+            fields |= {
+                "server_rss_bytes": usage.rss_bytes,
+                "server_cpu_fraction": self.server_cpu_fraction,
+                "server_waited_fraction": self.server_waited_fraction,
+            }
             if workload.kind is Kind.IDLE:
                 fields["server_bytes_per_connection"] = self.bytes_each
             elif self.cpu_s_each:

@@ -193,8 +193,6 @@ def _notes(result: Result) -> Iterator[str]:
             "the load generator was the bottleneck, and the relay waited for it: the relay can do more a second. "
             "CPU for each is the relay's own"
         )
-    elif result.bottleneck == "machine":
-        yield f"relay and generator kept all {result.cores} cores busy; with more there would be more a second"
     wanted = result.job.rate
     if wanted is not None and not result.interrupted:
         reached = result.counted.get("messages", result.done) / result.wall_s

@@ -15,9 +15,9 @@ LATENCY = {"p50": 1.0, "p90": 2.0, "p99": 3.0, "p99_9": 4.0, "max": 5.0}
 
 
 def result(name: str, counted: dict[str, Any], server_cpu_s: float | None = 1.0, cpu_s: float = 0.5) -> Result:
-    usage = None if server_cpu_s is None else Usage(server_cpu_s, 2.0, 50_000_000, 9_000)
+    usage = None if server_cpu_s is None else Usage(server_cpu_s, 0.1, 2.0, 50_000_000, 9_000)
     job = Job("relay", "ac://", WORKLOADS[name], 2.0, options={"traffic_class": 5})
-    return Result(job, {**counted, "wall_s": 2.0, "cpu_s": cpu_s}, usage, cores=4)
+    return Result(job, {**counted, "wall_s": 2.0, "cpu_s": cpu_s, "waited_s": 0.02}, usage, cores=4)
 
 
 def test_a_stream() -> None:
@@ -45,7 +45,9 @@ def test_a_stream() -> None:
         "deliveries_per_server_cpu_s": 100_000.0,
         "server_rss_bytes": 50_000_000,
         "server_cpu_fraction": 0.5,
+        "server_waited_fraction": 0.05,
         "generator_cpu_fraction": 0.25,
+        "generator_waited_fraction": 0.01,
         "bottleneck": "",
         "interrupted": False,
     }
@@ -89,9 +91,17 @@ def test_what_set_the_pace(server_cpu_s: float | None, cpu_s: float, bottleneck:
     assert result("pair", {"deliveries": 5}, server_cpu_s, cpu_s).bottleneck == bottleneck
 
 
-def test_processes_that_share_too_few_cores() -> None:
-    """Four processes that connect may use four cores; here there are two, and a server on them."""
-    shared = attrs.evolve(result("connect", {"handshakes": 5}, server_cpu_s=1.5, cpu_s=2.4), cores=2)
-    assert shared.generator_cpu_fraction == 0.6
-    assert shared.bottleneck == "machine"
-    assert attrs.evolve(shared, cores=4).bottleneck == ""
+def test_processes_that_connect_use_a_core_each() -> None:
+    found = result("connect", {"handshakes": 5}, cpu_s=5.8)
+    assert found.generator_cpu_fraction == pytest.approx(0.725)
+    assert found.bottleneck == ""
+    assert attrs.evolve(found, cores=2).bottleneck == "generator"
+
+
+def test_a_crowded_machine() -> None:
+    found = result("pair", {"deliveries": 5})
+    assert found.usage is not None
+    assert attrs.evolve(found, usage=attrs.evolve(found.usage, waited_s=0.3)).bottleneck == "machine"
+    assert attrs.evolve(found, counted={**found.counted, "waited_s": 0.3}).bottleneck == "machine"
+    saturated = result("pair", {"deliveries": 5}, cpu_s=1.9)
+    assert attrs.evolve(saturated, counted={**saturated.counted, "waited_s": 0.1}).bottleneck == "generator"
