@@ -66,11 +66,12 @@ class Contestant:
         if self._flood is not None:
             self._passes()
             self._flood.go()
-        cpu_ns, rss_bytes = server.cpu_ns(), server.rss_bytes()
+        cpu_ns, waited_ns, rss_bytes = server.cpu_ns(), server.waited_ns(), server.rss_bytes()
         self._load.go()
         found = self._load.expect("done")
-        cpu_ns, rss_after_bytes = server.cpu_ns() - cpu_ns, server.rss_bytes()
-        figures = FIGURES[kind](Raw(found, cpu_ns / 1e9, rss_after_bytes, rss_after_bytes - rss_bytes))
+        cpu_s, waited_s = (server.cpu_ns() - cpu_ns) / 1e9, (server.waited_ns() - waited_ns) / 1e9
+        rss_after_bytes = server.rss_bytes()
+        figures = FIGURES[kind](Raw(found, cpu_s, waited_s, rss_after_bytes, rss_after_bytes - rss_bytes))
         if self._flood is not None:
             figures |= self._passes()
             self._flood.expect("done")

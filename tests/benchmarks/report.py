@@ -119,6 +119,7 @@ _COLUMNS = {
     "longest_pass_cpu_ms": "longest pass, CPU ms",
     "longest_pass_wall_ms": "wall ms",
     "server_cpu_fraction": "server CPU",
+    "server_waited_fraction": "waited",
     "generator_cpu_fraction": "generator CPU",
     "ratio_to_nats": "ratio to nats",
     "ratio_to_relay": "ratio to relay",

@@ -71,6 +71,7 @@ class Raw:
 
     found: dict[str, Any]
     cpu_s: float
+    waited_s: float
     rss_bytes: float
     rss_growth_bytes: float
 
@@ -82,6 +83,7 @@ def _stream(raw: Raw) -> dict[str, float]:
         "deliveries_per_s": deliveries / wall_s,
         "deliveries_per_cpu_s": deliveries / raw.cpu_s,
         "server_cpu_fraction": raw.cpu_s / wall_s,
+        "server_waited_fraction": raw.waited_s / wall_s,
         "generator_cpu_fraction": raw.found["cpu_s"] / wall_s,
         "server_rss_bytes": raw.rss_bytes,
     }
@@ -89,7 +91,11 @@ def _stream(raw: Raw) -> dict[str, float]:
 
 def _round_trips(raw: Raw) -> dict[str, float]:
     latency_us = {f"{name}_us": value for name, value in raw.found["latency_us"].items()}
-    return {**latency_us, "cpu_us_per_round_trip": raw.cpu_s * 1e6 / raw.found["messages"]}
+    return {
+        **latency_us,
+        "cpu_us_per_round_trip": raw.cpu_s * 1e6 / raw.found["messages"],
+        "server_waited_fraction": raw.waited_s / raw.found["wall_s"],
+    }
 
 
 def _handshakes(raw: Raw) -> dict[str, float]:

@@ -50,6 +50,9 @@ class Server:
     def cpu_ns(self) -> int:
         return processes.cpu_ns(self.process.pid)
 
+    def waited_ns(self) -> int:
+        return processes.waited_ns(self.process.pid)
+
     def rss_bytes(self) -> int:
         return processes.rss_bytes(self.process.pid)
 
