@@ -154,7 +154,7 @@ def _names() -> list[str]:
 @click.option("--system", "wanted", multiple=True, type=click.Choice(list(SYSTEMS)), help="Default: all.")
 @click.option("--quick", is_flag=True, help="Fewer rounds and connections, and shorter ones: about 2 minutes.")
 @click.option("--rounds", "count", type=click.IntRange(1), help="Of most rows.  [default: 3; 2 if quick]")
-@click.option("--seconds", type=click.FloatRange(0.1, 15), help="Per measurement.  [default: 1.5; 0.5 if quick]")
+@click.option("--seconds", type=click.FloatRange(0.1, 15), help="Per measurement.  [default: 1.25; 0.5 if quick]")
 @click.option("--pin/--no-pin", default=False, show_default=True, help="Server and generator on a core each.")
 @click.option(
     "--serve-with",

@@ -134,7 +134,7 @@ class Scale:
     """How much of everything: `many` connections in the rows of many, `step` more in each round of `memory`."""
 
     rounds: int = 3
-    seconds: float = 1.5
+    seconds: float = 1.25
     many: int = 5_000
     step: int = 1_000
     idle_s: float = 60.0
