@@ -273,10 +273,10 @@ class Session:
         started = trio.current_time()
         with trio.CancelScope(deadline=started + settings.first_byte_s) as scope:
             while True:
-                await transport.wait_readable()
-                try:
+                try:  # act 1 is often there already
                     size = transport.recv_into(_buffer[:FIRST_READ_BYTES])
                 except BlockingIOError:
+                    await transport.wait_readable()
                     continue
                 if not size:
                     return False
