@@ -58,7 +58,6 @@ from awesomeconnect.wire.messages import (
     Send,
     Stats,
     StatsReport,
-    Welcome,
     class_of,
     encode_frame,
     is_barrier,
@@ -83,6 +82,9 @@ MOST_IGNORED_BYTES = 1_024
 IGNORED_BYTE_COST = 8
 #: So does telling of one member in a page; one that is passed over costs about as much as a delivery.
 MEMBER_COST = 20
+
+_PING = Ping(PingKind.KEEPALIVE)
+_ARE_YOU_THERE = (_PING, encode_frame(_PING))
 
 _buffer = memoryview(bytearray(MOST_READ_BYTES))
 
@@ -184,13 +186,18 @@ class Session:
 
     # ---- what other tasks do to a session: nothing here waits ---------------------------------------
 
-    def tell(self, message: Message) -> None:
-        """Queue a message of the relay for this client. It is not sent until the queue is flushed."""
+    def tell(self, message: Message, frame: bytes = b"") -> None:
+        """Queue a message of the relay for this client. It is not sent until the queue is flushed.
+
+        Args:
+            message: what is told.
+            frame: the message encoded, by those who tell many clients the same.
+        """
         connection = self._connection
         if connection.local_state is State.CLOSED:
             return
         connection.note_sent(message)
-        frame = encode_frame(message)
+        frame = frame or encode_frame(message)
         traffic_class = class_of(message)
         if is_barrier(message):
             if type(message) is Close:
@@ -249,7 +256,7 @@ class Session:
                 if self._router.ingress.is_idle(self._house.now_ns()):
                     self._held_before += self._router.ingress.held_messages
                     self._router = None
-            self.tell(Ping(PingKind.KEEPALIVE))
+            self.tell(*_ARE_YOU_THERE)
             self.outlet.flush()
 
     @property
@@ -335,7 +342,7 @@ class Session:
         peer.node = self
         peer.egress = self.outlet
         self._peer = peer
-        self.tell(Welcome(REVISION, house.epoch, house.limits, house.settings.contracts))
+        self.tell(*house.welcome)
         for intent in hello.rooms:
             self._on_join(Join(intent.room, intent.flags, intent.capability))
         log.debug("%s: connected", self)

@@ -35,7 +35,7 @@ from awesomeconnect.shaping.ats import NS_PER_S
 from awesomeconnect.shaping.bounds import Flow, LinkContract, OverCommitted, delay_bounds
 from awesomeconnect.shaping.egress import CLASSES, CONTROL
 from awesomeconnect.wire.framing import FRAGMENT_ABOVE_BYTES, FRAME_OVERHEAD_BYTES
-from awesomeconnect.wire.messages import ClassContract, Goaway, Presence, class_of, encode_frame
+from awesomeconnect.wire.messages import REVISION, ClassContract, Goaway, Presence, Welcome, class_of, encode_frame
 
 log = logging.getLogger("awesomeconnect.server")
 
@@ -83,6 +83,7 @@ class Relay:
         unicasts: what went to a single receiver since then.
         is_draining: who comes now is sent away.
         tick: a coarse clock, advanced by the sweeper.
+        welcome: what every client is told first, and the same as a frame.
         queueing_bounds_us: how long a frame waits here at most, by class; 0 where there is no bound.
         keepalive_ticks: silence of this many ticks, and of each multiple of it, is answered with a PING.
     """
@@ -106,15 +107,7 @@ class Relay:
         self.tick = 0
         self.tick_s = min(1.0, self.settings.keepalive_s / 5, self.settings.closing_s)
         self.keepalive_ticks = math.ceil(self.settings.keepalive_s / self.tick_s)
-        self.limits = {
-            "payload_bytes": self.settings.payload_bytes,
-            "frame_bytes": self.settings.payload_bytes + FRAME_OVERHEAD_BYTES,
-            "rooms": self.settings.rooms_per_connection,
-            "room_members": self.settings.room_members,
-            "page_bytes": self.settings.page_bytes,
-            "keepalive_ms": round(self.settings.keepalive_s * 1000),
-            "drop_ms": round(self.settings.drop_s * 1000),
-        }
+        self.welcome = self._welcome()
         self.queueing_bounds_us = _bounds_us(self.settings)
         self.sessions: dict[Session, None] = {}
         self._shapers: trio.Nursery | None = None
@@ -213,6 +206,7 @@ class Relay:
             ValueError: two contracts for a class; nothing has changed.
         """
         self.settings = evolve(self.settings, contracts=tuple(contracts))
+        self.welcome = self._welcome()
         self.queueing_bounds_us = _bounds_us(self.settings)
         for session in list(self.sessions):
             session.change_contracts()
@@ -232,6 +226,20 @@ class Relay:
             for session in list(self.sessions):
                 session.change_room_contracts(slot)
             self.settle()
+
+    def _welcome(self) -> tuple[Welcome, bytes]:
+        settings = self.settings
+        limits = {
+            "payload_bytes": settings.payload_bytes,
+            "frame_bytes": settings.payload_bytes + FRAME_OVERHEAD_BYTES,
+            "rooms": settings.rooms_per_connection,
+            "room_members": settings.room_members,
+            "page_bytes": settings.page_bytes,
+            "keepalive_ms": round(settings.keepalive_s * 1000),
+            "drop_ms": round(settings.drop_s * 1000),
+        }
+        welcome = Welcome(REVISION, self.epoch, limits, settings.contracts)
+        return welcome, encode_frame(welcome)
 
     def connect(self, transport: Transport) -> None:
         """Take a new connection: from a listener, or from a simulated network."""
