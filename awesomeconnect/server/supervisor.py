@@ -42,6 +42,8 @@ log = logging.getLogger("awesomeconnect.server")
 #: The flusher lets others run after this much; a flush counts for at least 16 KiB.
 FLUSH_BYTES = 2 << 20
 FLUSH_COST_BYTES = 16 << 10
+#: The sweeper lets others run after looking at this many sessions, about 1 ms.
+SWEEP_SESSIONS = 256
 #: Queues that a session flushes itself at the end of its turn.
 FLUSH_AT_ONCE = 8
 
@@ -83,9 +85,11 @@ class Relay:
         unicasts: what went to a single receiver since then.
         is_draining: who comes now is sent away.
         tick: a coarse clock, advanced by the sweeper.
+        holding: sessions of which a part of a frame is held, or was at the last tick.
         welcome: what every client is told first, and the same as a frame.
         queueing_bounds_us: how long a frame waits here at most, by class; 0 where there is no bound.
         keepalive_ticks: silence of this many ticks, and of each multiple of it, is answered with a PING.
+        session_ticks: a connection that is older is asked to leave.
     """
 
     def __init__(
@@ -107,9 +111,12 @@ class Relay:
         self.tick = 0
         self.tick_s = min(1.0, self.settings.keepalive_s / 5, self.settings.closing_s)
         self.keepalive_ticks = math.ceil(self.settings.keepalive_s / self.tick_s)
+        self.session_ticks = math.ceil(self.settings.session_s / self.tick_s)
         self.welcome = self._welcome()
         self.queueing_bounds_us = _bounds_us(self.settings)
         self.sessions: dict[Session, None] = {}
+        self.holding: dict[Session, None] = {}
+        self._due: dict[int, dict[Session, None]] = {}  # tick -> whom the sweeper looks at then
         self._shapers: trio.Nursery | None = None
         self._session_nursery: trio.Nursery | None = None
         self._accepting = trio.CancelScope()
@@ -250,13 +257,24 @@ class Relay:
             return
         session = Session(self, transport)
         self.sessions[session] = None
+        self.watch(session, min(self.keepalive_ticks, self.session_ticks))
         self._session_nursery.start_soon(session.run)
 
     def forget(self, session: Session) -> None:
         """A session has ended."""
         self.sessions.pop(session, None)
+        self.holding.pop(session, None)
+        self._due.get(session.look_at, {}).pop(session, None)
         if not self.sessions:
             self._emptied.set()
+
+    def watch(self, session: Session, ticks: int) -> None:
+        """Let the sweeper look at a session after so many ticks, unless it does so before."""
+        tick = self.tick + ticks
+        if not self.tick < session.look_at <= tick:
+            self._due.get(session.look_at, {}).pop(session, None)
+            session.look_at = tick
+            self._due.setdefault(tick, {})[session] = None
 
     def count(self, event: str, by: int = 1) -> None:
         """Count something that is worth a metric. Not for the fast path."""
@@ -346,16 +364,21 @@ class Relay:
             await trio.sleep(self.tick_s)
             self.tick += 1
             now = trio.current_time()
-            incomplete = 0
-            for session in list(self.sessions):
-                session.sweep(now)
-                incomplete += session.incomplete_bytes
+            for number, session in enumerate(self._due.pop(self.tick, {}), 1):
+                if session in self.sessions:
+                    self.watch(session, session.sweep(now))
+                if not number % SWEEP_SESSIONS:
+                    self._flusher.unpark()
+                    await trio.lowlevel.checkpoint()
+            self._flusher.unpark()
+            self.holding = {session: None for session in self.holding if session.incomplete_bytes}
+            incomplete = sum(session.incomplete_bytes for session in self.holding)
             if incomplete > self.settings.incomplete_bytes:
                 self._shed(incomplete - self.settings.incomplete_bytes)
 
     def _shed(self, excess_bytes: int) -> None:
         """Close the connections that hold the most of incomplete frames."""
-        for session in sorted(self.sessions, key=lambda session: session.incomplete_bytes, reverse=True):
+        for session in sorted(self.holding, key=lambda session: session.incomplete_bytes, reverse=True):
             if excess_bytes <= 0:
                 break
             excess_bytes -= session.incomplete_bytes
