@@ -11,7 +11,6 @@ Relay.serve
 from __future__ import annotations
 
 import errno
-import gc
 import logging
 import math
 import os
@@ -154,7 +153,6 @@ class Relay:
                         async with trio.open_nursery() as accepting:
                             for listener in listeners:
                                 accepting.start_soon(self._accept, listener)
-                            collect_rarely()
                             task_status.started()
                             await trio.sleep_forever()
                 finally:
@@ -405,13 +403,6 @@ class Relay:
                     session.end(ErrorCode.SLOW_RECEIVER, "changes of membership are not read")
         for session in audience:
             session.outlet.flush()
-
-
-def collect_rarely() -> None:
-    """A full collection at 4,000 connections stops everything for 85 ms: leave start-up state out of it."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 def _bounds_us(settings: RelaySettings) -> tuple[int, ...]:
