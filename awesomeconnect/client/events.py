@@ -69,6 +69,15 @@ class Connected:
 
 
 @frozen
+class Moved:
+    """The node is connected to another relay, which it joined before it left the one that asked it to go."""
+
+    relay: RelayAddress
+    epoch: bytes
+    left: RelayAddress
+
+
+@frozen
 class Disconnected:
     """The node is not connected; the next attempt follows in ``retry_in_s``, or never (None)."""
 
@@ -114,10 +123,15 @@ class Resumed:
 
 @frozen
 class Refusal:
-    """The relay refused messages; `Node.flush` will raise it."""
+    """The relay refused messages; `Node.flush` will raise it.
+
+    Attributes:
+        ordinals, connection: as in their receipts.
+    """
 
     ordinals: range
     code: int
+    connection: int
 
     def __str__(self) -> str:
         return f"messages {self.ordinals.start} to {self.ordinals.stop - 1} refused: {code_label(self.code)}"
@@ -125,7 +139,7 @@ class Refusal:
 
 @frozen
 class GoingAway:
-    """The relay asks its nodes to leave. The library reconnects by itself, unless the code is ``replaced``."""
+    """The relay asks its nodes to leave. The library moves or reconnects by itself, unless ``code`` forbids it."""
 
     code: int
     window_ms: int
@@ -142,15 +156,16 @@ class RoomLost:
 
 
 Event: TypeAlias = (
-    Connected | Disconnected | GapReport | Paused | Resumed | Refusal | GoingAway | RoomLost
+    Connected | Moved | Disconnected | GapReport | Paused | Resumed | Refusal | GoingAway | RoomLost
 )  # fmt: skip
 
 
 def joined_event(last: Event, event: Event) -> Event | None:
     """One event that says what two in a row say, where there is one."""
     if isinstance(last, Refusal) and isinstance(event, Refusal):
-        if last.code == event.code and last.ordinals.stop == event.ordinals.start:
-            return Refusal(range(last.ordinals.start, event.ordinals.stop), event.code)
+        ordinals = range(last.ordinals.start, event.ordinals.stop)
+        if last.ordinals.stop == event.ordinals.start and evolve(last, ordinals=event.ordinals) == event:
+            return evolve(last, ordinals=ordinals)
     elif isinstance(last, GapReport) and isinstance(event, GapReport):
         return joined_gap(last, event)
     return None

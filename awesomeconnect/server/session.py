@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -86,7 +87,15 @@ MEMBER_COST = 20
 _PING = Ping(PingKind.KEEPALIVE)
 _ARE_YOU_THERE = (_PING, encode_frame(_PING))
 
-_buffer = memoryview(bytearray(MOST_READ_BYTES))
+
+class _Buffers(threading.local):
+    """Nothing waits between receiving and opening: one buffer serves all sessions of a thread."""
+
+    def __init__(self) -> None:
+        self.received = memoryview(bytearray(MOST_READ_BYTES))
+
+
+_buffers = _Buffers()
 
 
 class _Farewell(Exception):
@@ -180,7 +189,7 @@ class Session:
             with suppress(Exception):
                 self.end(ErrorCode.INTERNAL_ERROR)
         finally:
-            self._depart()
+            self._depart(has_broken=True)
             self._house.traffic.receiver_gone_messages += self.outlet.disconnect()
             self._transport.close()
             self._house.forget(self)
@@ -299,7 +308,7 @@ class Session:
         with trio.CancelScope(deadline=started + settings.first_byte_s) as scope:
             while True:
                 try:  # act 1 is often there already
-                    size = transport.recv_into(_buffer[:FIRST_READ_BYTES])
+                    size = transport.recv_into(_buffers.received[:FIRST_READ_BYTES])
                 except BlockingIOError:
                     await transport.wait_readable()
                     continue
@@ -307,11 +316,11 @@ class Session:
                     return False
                 scope.deadline = started + settings.greeting_s
                 try:
-                    connection.receive(_buffer[:size])
+                    connection.receive(_buffers.received[:size])
                 finally:  # a failure right behind act 3 is told
                     if connection.is_established and not self.key:
                         self.key = connection.peer_key
-                        self.outlet.open(connection.sealer)
+                        self.outlet.open(connection.sealer, settings.is_pacing)
                 act = connection.handshake_bytes()
                 if act and transport.send(act) < len(act):
                     raise OSError("the empty buffer of a new connection did not take 128 bytes")
@@ -360,6 +369,7 @@ class Session:
             older.end(code, goaway=Goaway(code))
         peer.node = self
         peer.egress = self.outlet
+        self.outlet.is_lagging = house.lagging.pop(self.key, older is not None and older.outlet.is_lagging)
         self._peer = peer
         self.tell(*house.welcome)
         for intent in hello.rooms:
@@ -392,14 +402,14 @@ class Session:
     async def _turn(self, recv_into: Callable[[Any], int], size: int) -> tuple[int, int]:
         """Read once and do all that follows from it; bytes received, and bytes moved in all."""
         try:
-            received = recv_into(_buffer[:size])
+            received = recv_into(_buffers.received[:size])
         except BlockingIOError:
             return 0, 0
         if not received:
             raise EOFError("the client closed the connection")
         self.heard = self._house.tick
         connection = self._connection
-        connection.receive(_buffer[:received])
+        connection.receive(_buffers.received[:received])
         moved = received + await self._work()
         if connection.reader.buffered_bytes or connection.fragments.held_bytes:
             self._house.holding[self] = None
@@ -472,19 +482,21 @@ class Session:
                 self._transport.half_close()
                 while True:
                     await self._transport.wait_readable()
-                    if not self._transport.recv_into(_buffer):
+                    if not self._transport.recv_into(_buffers.received):
                         break
         except (OSError, trio.ClosedResourceError):
             log.debug("%s: gone before it had read everything", self)
 
-    def _depart(self) -> None:
+    def _depart(self, has_broken: bool = False) -> None:
         """Leave all rooms and give up the key's slot."""
         house = self._house
         if self._peer is not None:
             for room in house.registry.leave_all(self, self.outlet):
-                house.note_change(room)
+                house.note_change(room, has_broken)
             if self._peer.node is self:
                 self._peer.node = self._peer.egress = None
+                if self.outlet.is_lagging:
+                    house.note_lagging(self.key)
             self._peer = None
             self._connection.reader.forget()  # what still arrives is decoded, and ignored
 
@@ -590,6 +602,7 @@ class Session:
             self._transport.close()
         finally:
             self._alarm = None
+            self._house.traffic.receiver_gone_messages += ingress.waiting  # the relay is shutting down
 
     def _answer_flushes(self, router: Router) -> None:
         # SPEC shaping.md: A relay MUST queue the PONG to a flush PING only when it has processed every message that
@@ -617,10 +630,8 @@ class Session:
             return
         self._paused[target, traffic_class] = now + PAUSE_INTERVAL_S
         name: str | bytes = target.name if isinstance(target, Room) else target.key
-        self.tell(Pause(name, traffic_class, self._house.settings.pause_ms))
-        if egress.resumes is None:
-            egress.resumes = {}
-        egress.resumes.setdefault(traffic_class, {})[self, name] = None
+        if egress.holds_up(traffic_class, self, name, self._house.settings):
+            self.tell(Pause(name, traffic_class, self._house.settings.pause_ms))
 
     def resume_sending(self, target: str | bytes, traffic_class: int) -> None:
         """The queue that this client was asked to wait for has room again."""

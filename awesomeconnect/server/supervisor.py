@@ -52,6 +52,8 @@ FLUSH_AT_ONCE = 8
 SHORTEST_FRAME_BYTES = 11
 #: Connections taken from a listener before others run.
 ACCEPT_BATCH = 64
+#: Nodes that left while they were lagging; beyond it the one that left first is forgotten.
+MOST_LAGGING = 1_024
 #: Pause when the system is out of file descriptors or memory.
 ACCEPT_PAUSE_S = 0.1
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -85,6 +87,7 @@ class Relay:
         touched: queues that something was put into since the last flush.
         unicasts: what went to a single receiver since then.
         is_draining: who comes now is sent away.
+        lagging: keys of nodes that left while nobody waited for them any more; nobody does when they are back.
         tick: a coarse clock, advanced by the sweeper.
         holding: sessions of which a part of a frame is held, or was at the last tick.
         welcome: what every client is told first, and the same as a frame.
@@ -109,6 +112,7 @@ class Relay:
         self.turns = trio.Lock()
         self.touched: dict[Outlet, None] = {}
         self.unicasts: list[Unicast] = []
+        self.lagging: dict[bytes, bool] = {}
         self.tick = 0
         self.tick_s = min(1.0, self.settings.keepalive_s / 5, self.settings.closing_s)
         self.keepalive_ticks = math.ceil(self.settings.keepalive_s / self.tick_s)
@@ -124,7 +128,7 @@ class Relay:
         self._passes = Passes()
         self._turn_pass = self._turns = self._turns_before = 0
         self._flusher = trio.lowlevel.ParkingLot()
-        self._news: dict[Room, None] = {}
+        self._news: dict[Room, float] = {}  # when the audience is told
         self._news_came = trio.Event()
         self._emptied = trio.Event()
         self._drained = trio.Event()
@@ -196,7 +200,8 @@ class Relay:
 
     def goaway(self, code: ErrorCode, window_s: float) -> Goaway:
         """Asks a client to leave within a window."""
-        return Goaway(code, round(window_s * 1000), round(self.settings.spread_s * 1000))
+        alternates = self.settings.alternates if code is ErrorCode.DRAINING else ()
+        return Goaway(code, round(window_s * 1000), round(self.settings.spread_s * 1000), alternates)
 
     def now_ns(self) -> int:
         """The clock of all shaping, in integer nanoseconds."""
@@ -245,7 +250,7 @@ class Relay:
             "keepalive_ms": round(settings.keepalive_s * 1000),
             "drop_ms": round(settings.drop_s * 1000),
         }
-        welcome = Welcome(REVISION, self.epoch, limits, settings.contracts)
+        welcome = Welcome(REVISION, self.epoch, limits, settings.contracts, settings.alternates)
         return welcome, encode_frame(welcome)
 
     def connect(self, transport: Transport) -> None:
@@ -275,6 +280,12 @@ class Relay:
             self._due.get(session.look_at, {}).pop(session, None)
             session.look_at = tick
             self._due.setdefault(tick, {})[session] = None
+
+    def note_lagging(self, key: bytes) -> None:
+        """A node has left whose queue drained too slowly."""
+        if len(self.lagging) >= MOST_LAGGING:
+            del self.lagging[next(iter(self.lagging))]
+        self.lagging[key] = True
 
     def count(self, event: str, by: int = 1) -> None:
         """Count something that is worth a metric. Not for the fast path."""
@@ -308,11 +319,20 @@ class Relay:
         assert self._shapers is not None
         self._shapers.start_soon(shape)
 
-    def note_change(self, room: Room) -> None:
-        """A room's membership may have changed: its watchers will be told."""
+    def note_change(self, room: Room, has_broken: bool = False) -> None:
+        """Somebody joined or left a room: those who watch it will be told.
+
+        Args:
+            has_broken: a connection broke, and its node may be back soon.
+        """
         if room.has_news:
-            self._news[room] = None
-            self._news_came.set()
+            settings = self.settings
+            # SPEC messages.md: A relay MAY hold the leave of a connection that broke back for up to 2 s, until the
+            #   next change of the room that is none.
+            due = trio.current_time() + (settings.broken_leave_s if has_broken else settings.presence_s)
+            if due < self._news.get(room, math.inf):
+                self._news[room] = due
+                self._news_came.set()
 
     async def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -400,11 +420,12 @@ class Relay:
 
     async def _tell_news(self) -> None:
         while True:
-            await self._news_came.wait()
-            await trio.sleep(self.settings.presence_s)
             self._news_came = trio.Event()
-            rooms, self._news = self._news, {}
-            for room in rooms:
+            with trio.move_on_at(min(self._news.values(), default=math.inf)):
+                await self._news_came.wait()
+            now = trio.current_time()
+            for room in [room for room, due in self._news.items() if due <= now]:
+                del self._news[room]
                 self._tell_audience(room, room.take_changes(self.settings.page_bytes))
                 await trio.lowlevel.checkpoint()
 
