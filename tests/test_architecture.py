@@ -1,4 +1,4 @@
-"""Imports point one way: ``cli -> server, client -> relay, shaping -> wire -> errors, identity, config``.
+"""Imports point one way: ``cli -> server, client, bench -> relay, shaping -> wire -> errors, identity, config``.
 
 And what must stay pure is pure: the protocol, the shaping and the routing know neither I/O nor time nor chance.
 """
@@ -26,7 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "relay": {"errors", "identity", "config", "wire", "shaping"},
     "server": {"errors", "identity", "config", "wire", "shaping", "relay"},
     "client": {"errors", "identity", "config", "wire", "shaping"},
-    "cli": {"errors", "identity", "config", "wire", "shaping", "relay", "server", "client", "__init__"},
+    "bench": {"errors", "identity", "config", "wire"},
+    "cli": {"errors", "identity", "config", "wire", "shaping", "relay", "server", "client", "bench", "__init__"},
     "__main__": {"cli"},
     "__init__": {"errors", "identity", "config", "wire", "client", "server"},
 }
@@ -76,6 +77,11 @@ def test_imports_point_one_way(file: Path) -> None:
 @pytest.mark.parametrize("file", [file for file in FILES if part_of_file(file) in PURE], ids=name_of)
 def test_the_core_is_pure(file: Path) -> None:
     assert not outside(file) & IMPURE_MODULES
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if part_of_file(file) == "bench"], ids=name_of)
+def test_the_load_generator_has_no_event_loop(file: Path) -> None:
+    assert not outside(file) & {"trio", "anyio", "asyncio"}
 
 
 def test_nacl_is_used_in_two_files() -> None:

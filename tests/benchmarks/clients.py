@@ -1,47 +1,11 @@
-"""What the load generator needs of a connection to a system under test, and NATS's side of it.
-
-A client connects and joins with blocking calls when it is made; from then on the generator owns its socket
-and asks the client only to translate bytes. Nothing here counts, waits for others or measures time.
-"""
+"""Other systems' side of `awesomeconnect.bench.load.Client`."""
 
 from __future__ import annotations
 
 import json
 import socket
-from typing import Protocol
 
-CONNECT_S = 10
-
-
-class Refused(Exception):
-    """The server answered with an error, or closed the connection."""
-
-
-class Client(Protocol):
-    """One connection, member of `room` from the start unless it is None."""
-
-    socket: socket.socket
-
-    def settle(self) -> None:
-        """Wait until the server will send nothing but deliveries."""
-
-    def messages(self, room: str, payload: bytes, count: int) -> bytes:
-        """`count` messages to `room`, encoded once and sent many times."""
-
-    def delivery(self, room: str, payload: bytes) -> bytes:
-        """A delivery as `open` returns it. Another sender's differs in no length."""
-
-    def seal(self, plaintext: bytes) -> bytes:
-        """Bytes for the socket."""
-
-    def measure(self, data: memoryview) -> int:
-        """Bytes of deliveries in `data`. Of one client either `measure` or `open` is called, never both."""
-
-    def open(self, data: memoryview) -> bytes:
-        """The deliveries in `data`, possibly starting and ending within one."""
-
-    def hear(self, data: memoryview) -> None:
-        """What a connection outside the room is told. Raises Refused unless it is harmless."""
+from awesomeconnect.bench.load import CONNECT_S, Refused
 
 
 class NatsClient:
@@ -77,8 +41,11 @@ class NatsClient:
     def open(self, data: memoryview) -> bytes:
         return bytes(data)
 
-    def hear(self, data: memoryview) -> None:
+    def hear(self, data: memoryview) -> bytes:
         raise Refused(bytes(data[:200]).decode(errors="replace"))
+
+    def sign_of_life(self) -> bytes:
+        return b""  # the server asks after 2 minutes
 
     def _read_until(self, line: bytes) -> None:
         while line not in self._heard:

@@ -14,17 +14,18 @@ import os
 import platform
 import shlex
 import statistics
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import attrs
 import click
 
-from .servers import SYSTEMS, Absent, Cores, Failed, Server, System, cores, relay_with
-from .workloads import WORKLOADS, Workload
+from awesomeconnect.bench import processes
+from awesomeconnect.bench.generator import Job
+from awesomeconnect.bench.processes import Cores, generator
+from awesomeconnect.bench.workloads import STREAMS, Workload
+
+from .servers import SYSTEMS, Absent, Failed, Server, System, cores, relay_with
 
 YARDSTICK = "nats"
 RATIO = f"ratio_to_{YARDSTICK}"
@@ -48,42 +49,14 @@ class Measurement:
         return self.server_cpu_s * 1e6 / self.deliveries
 
 
-@contextlib.contextmanager
-def _generator(command: list[str], on: Cores) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.benchmarks.generator", *command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, on),
-    )
-    with process:  # closes its stdin, which ends it, and waits
-        try:
-            yield process
-        except BaseException:
-            process.kill()
-            raise
-
-
-def _event(generator: subprocess.Popen[str], expected: str) -> dict[str, Any]:
-    assert generator.stdout is not None
-    line = generator.stdout.readline()
-    event: dict[str, Any] = json.loads(line) if line else {"reason": "it ended"}
-    if event.get("event") != expected:
-        raise click.ClickException(f"load generator: {event['reason']}")
-    return event
-
-
 def measure(system: str, server: Server, workload: Workload, seconds: float, on: Cores) -> Measurement:
     """Run the load generator once, on the given cores, against a running server."""
-    command = [system.removesuffix("+"), server.address, json.dumps(attrs.asdict(workload)), str(seconds)]
-    with _generator(command, on) as generator:
-        assert generator.stdin is not None
-        _event(generator, "ready")
+    job = Job(system.removesuffix("+"), server.address, workload, seconds)
+    with generator(job, on, "tests.benchmarks.generator") as load:
+        load.expect("ready")
         before_ns = server.cpu_ns()
-        generator.stdin.write("go\n")
-        generator.stdin.flush()
-        done = _event(generator, "done")
+        load.go()
+        done = load.expect("done")
         return Measurement(
             deliveries=done["deliveries"],
             wall_s=done["wall_s"],
@@ -182,9 +155,7 @@ def _table(workload: Workload, summary: Summary) -> str:
 
 
 @click.command()
-@click.option(
-    "--workload", "names", multiple=True, type=click.Choice(list(WORKLOADS)), help="Default: fanout, pair."
-)
+@click.option("--workload", "names", multiple=True, type=click.Choice(list(STREAMS)), help="Default: fanout, pair.")
 @click.option("--system", "wanted", multiple=True, type=click.Choice(list(SYSTEMS)), help="Default: all.")
 @click.option("--rounds", "count", default=5, show_default=True, type=click.IntRange(1))
 @click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(0.1, 15), help="Per measurement.")
@@ -222,11 +193,11 @@ def main(
             click.echo(f"left out: {absent}", err=True)
     workloads = {}
     for name in names or ("fanout", "pair"):
-        workload = WORKLOADS[name]
+        workload = STREAMS[name]
         try:
             workload = attrs.evolve(workload, pack=pack or workload.pack, window=window or workload.window)
             results = rounds([systems_under_test[name] for name in versions], workload, count, seconds, pin)
-        except (Failed, ValueError) as problem:
+        except (Failed, processes.Failed, ValueError) as problem:
             raise click.ClickException(str(problem)) from problem
         summary = summarise(results)
         click.echo(_table(workload, summary))

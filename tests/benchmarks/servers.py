@@ -13,14 +13,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
 
+from awesomeconnect.bench import processes
+from awesomeconnect.bench.processes import Cores
+
 STOP_S = 10
-Cores = frozenset[int]
 
 
 class Absent(Exception):
@@ -45,16 +46,10 @@ class Server:
     process: subprocess.Popen[str]
 
     def cpu_ns(self) -> int:
-        """CPU time, user and system, of all threads, living and dead.
-
-        It is what utime + stime of /proc/PID/stat count in ticks of 10 ms, in nanoseconds: the process's CPU
-        clock as clock_getcpuclockid(3) names it.
-        """
-        return time.clock_gettime_ns(~self.process.pid << 3 | 2)
+        return processes.cpu_ns(self.process.pid)
 
     def rss_bytes(self) -> int:
-        resident_pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
-        return int(resident_pages) * os.sysconf("SC_PAGE_SIZE")
+        return processes.rss_bytes(self.process.pid)
 
 
 @attrs.frozen
