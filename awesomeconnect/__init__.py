@@ -13,6 +13,7 @@ The house, from the ground up; imports point downwards only:
     identity    Ed25519 identities, key files, relay addresses
     wire        bytes <-> messages, without I/O, for both roles
     shaping     who leaves first: the egress queue, without I/O
+    reliable    delivery across broken connections, between endpoints, without I/O
     relay       routing, synchronous and pure
     client      the client library, on anyio: trio and asyncio alike
     config      settings of a relay

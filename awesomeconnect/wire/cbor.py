@@ -63,6 +63,24 @@ def decode(data: bytes, max_items: int = MAX_ITEMS) -> object:
     return value
 
 
+def read_head(data: bytes, at: int, major: int) -> tuple[int, int]:
+    """The argument of the head at an offset, which must have this major type (0 to 5), and the offset after it.
+
+    For formats whose shape is fixed, where reading item by item is faster than `decode`.
+
+    Raises:
+        RemoteProtocolError: there is no such head there, or it is not the shortest.
+    """
+    if at >= len(data):
+        raise _refused(at, "ends where an item is due")
+    initial = data[at]
+    if initial >> 5 != major:
+        raise _refused(at, "an item of another type")
+    if initial & 31 < 24:
+        return initial & 31, at + 1
+    return _read_argument(data, at)
+
+
 def _read(data: bytes, at: int, depth: int, budget: list[int]) -> tuple[object, int]:
     """The item at offset ``at`` and the offset after it; it may open ``depth`` more levels."""
     if at >= len(data):
