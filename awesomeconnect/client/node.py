@@ -236,7 +236,7 @@ class Node:
             payload: at most ``limits.payload_bytes``.
             traffic_class: 0..6.
             wait: also wait while a receiver is behind, and keep at most 1 MiB without the relay's verdict: so
-                that a stream arrives whole at readers of any speed.
+                that a stream arrives whole at slow readers.
 
         Returns:
             The receipt. Refusals, for example when nobody is in the room, come with `flush`.
@@ -723,7 +723,7 @@ class Node:
         if flow is not None and flow.content == Content.REQUEST and self._requests.refuse(refused):
             return
         verdicts.note(refused)
-        self._events.add(Refusal(refused.ordinals, refused.code))
+        self._events.add(Refusal(refused.ordinals, refused.code, verdicts.connection))
 
     def _on_pause(self, message: Pause) -> None:
         assert message.target is not None
