@@ -2,6 +2,7 @@
 
 node       the public `Node`, and `connect`
 link       one connection: handshake, reader, writer, keepalive
+publishing what the application hands over to be sent
 outbox     what waits to be sent; receipts of it (receipts)
 inbox      what waits for the application
 pauses     receivers that are behind, and publishers that wait for them

@@ -41,8 +41,9 @@ from awesomeconnect.client.events import (
 )
 from awesomeconnect.client.inbox import Inbox
 from awesomeconnect.client.link import Limits, Link
-from awesomeconnect.client.outbox import Outbox, over_burst, too_large
+from awesomeconnect.client.outbox import Outbox
 from awesomeconnect.client.pauses import Pauses
+from awesomeconnect.client.publishing import Payload, Publisher, check_room, octets
 from awesomeconnect.client.receipts import TOKEN_BYTES, Flow, Receipt
 from awesomeconnect.client.reconnect import MOST_SPREAD_S
 from awesomeconnect.client.requests import ANSWERED, FAILED, ID_BYTES, Request, Requests, response
@@ -58,9 +59,8 @@ from awesomeconnect.errors import (
     ConnectionEnded,
     ErrorCode,
     RequestTimeout,
-    RoomRefused,
 )
-from awesomeconnect.identity import KEY_BYTES, Identity, RelayAddress
+from awesomeconnect.identity import Identity, RelayAddress
 from awesomeconnect.shaping.ats import NS_PER_S
 from awesomeconnect.wire.messages import (
     REVISION,
@@ -84,22 +84,13 @@ from awesomeconnect.wire.messages import (
     Reject,
     Resume,
     TrafficClass,
-    room_name_problem,
 )
 from awesomeconnect.wire.messages import Message as WireMessage
 
 log = logging.getLogger("awesomeconnect.client")
 
-Payload = bytes | bytearray | memoryview
-
-#: A publisher, or somebody who reads without waiting, lets others run after this much.
-TURN_BYTES = 64 << 10
+#: Somebody who reads without waiting lets others run after this many.
 TURN_MESSAGES = 512
-#: A message counts for at least this much.
-MESSAGE_COST_BYTES = 64
-#: Destinations whose flows are remembered.
-MAX_FLOWS = 1_024
-_HANDED_OUT = frozenset({Content.APPLICATION, Content.REQUEST})
 
 
 @frozen
@@ -163,19 +154,16 @@ class Node:
         self._rooms = Rooms(self._tell, self._connected, lambda room, code: self._report(RoomLost(room, code)))
         self._requests = Requests(settings.process.random_bytes)
         self._dialler = Dialler(addresses, identity, settings, self._hello)
-        self._publish_flows: dict[tuple[str, int], Flow] = {}
-        self._other_flows: dict[tuple[Any, ...], Flow] = {}
         self._pauses = Pauses(lambda: self._outbox.flush().answer.wait())
+        self._publisher = Publisher(self._outbox, self._pauses, settings.window_bytes, self._connected)
         self._pings: dict[bytes, Answer[float]] = {}
         self._link: Link | None = None  # while it is up
         self._relay = addresses[0]
         self._limits = Limits()
-        self._payload_bytes = 0
         self._closing = False
         self._ended: Exception | None = None
         self._is_over = False
         self._changed = Signal()  # connected, disconnected, or over
-        self._turn_bytes = 0
         self._turn_messages = 0
         self._connections = 0
         self._received = 0
@@ -246,11 +234,12 @@ class Node:
             RoomRefused: the room's name is not valid.
             LinkError: the node is closed, or there will be no connection any more.
         """
-        flow = self._publish_flows.get((room, traffic_class)) or self._publish_flow(room, traffic_class)
+        publisher = self._publisher
+        flow = publisher.to_room(room, traffic_class)
         if type(payload) is not bytes:
-            payload = _octets(payload)
-        if self._must_wait(flow, len(payload)) or wait:
-            await self._admit(flow, len(payload), wait)
+            payload = octets(payload)
+        if publisher.must_wait(flow, len(payload)) or wait:
+            await publisher.admit(flow, len(payload), wait)
         return self._outbox.put(flow, payload)
 
     def publish_nowait(self, room: str, payload: Payload, *, traffic_class: int = TrafficClass.DATA) -> Receipt:
@@ -261,16 +250,9 @@ class Node:
                 let the message leave yet.
             PayloadTooLarge, RoomRefused, LinkError: as `publish`.
         """
-        flow = self._publish_flows.get((room, traffic_class)) or self._publish_flow(room, traffic_class)
-        if type(payload) is not bytes:
-            payload = _octets(payload)
+        flow = self._publisher.to_room(room, traffic_class)
         self._check_open()
-        if self._link is None:
-            raise anyio.WouldBlock
-        self._check_size(flow, len(payload))
-        if self._outbox.is_full(flow, len(payload)) or self._outbox.is_early(flow, len(payload)):
-            raise anyio.WouldBlock
-        return self._outbox.put(flow, payload)
+        return self._publisher.queue_nowait(flow, octets(payload))
 
     async def send(
         self,
@@ -285,7 +267,8 @@ class Node:
         Raises:
             ValueError: the key does not have 32 bytes.
         """
-        return await self._queue(self._send_flow(peer, traffic_class), payload, wait)
+        flow = self._publisher.to_peer(peer, traffic_class)
+        return await self._publisher.queue(flow, octets(payload), wait)
 
     async def send_any(
         self,
@@ -296,7 +279,8 @@ class Node:
         wait: bool = False,
     ) -> Receipt:
         """Queue a message to one other member of a room, which the relay chooses. Everything else as `publish`."""
-        return await self._queue(self._anycast_flow(room, traffic_class), payload, wait)
+        flow = self._publisher.to_any(room, traffic_class)
+        return await self._publisher.queue(flow, octets(payload), wait)
 
     async def flush(self) -> None:
         """Wait until the relay has judged everything that was queued before.
@@ -307,22 +291,7 @@ class Node:
             ExceptionGroup: of these, when there are several.
             LinkError: there will be no connection any more, and something was not sent.
         """
-        outbox = self._outbox
-        problems: list[AwesomeConnectError] = []
-        try:
-            while not outbox.is_settled:
-                await self._connected()
-                if await outbox.flush().answer.wait():
-                    break
-        except AwesomeConnectError as over:
-            problems.append(over)
-        forgotten = outbox.verdicts.forgotten
-        problems[:0] = outbox.verdicts.take_problems()
-        if len(problems) == 1:
-            raise problems[0]
-        if problems:
-            more = f", and {forgotten} more problems" if forgotten else ""
-            raise ExceptionGroup(f"messages since the last flush were not all accepted{more}", problems)
+        await self._publisher.flush()
 
     async def request(
         self,
@@ -341,7 +310,7 @@ class Node:
             OutcomeUnknown: the connection broke before the answer.
             ValueError, PayloadTooLarge, LinkError: as `send`.
         """
-        flow = self._send_flow(peer, traffic_class, Content.REQUEST)
+        flow = self._publisher.to_peer(peer, traffic_class, Content.REQUEST)
         return await self._ask(flow, peer, payload, timeout_s)
 
     async def request_any(
@@ -353,7 +322,7 @@ class Node:
         traffic_class: int = TrafficClass.DATA,
     ) -> bytes:
         """Ask any one other member of a room, which the relay chooses. Everything else as `request`."""
-        flow = self._anycast_flow(room, traffic_class, Content.REQUEST)
+        flow = self._publisher.to_any(room, traffic_class, Content.REQUEST)
         return await self._ask(flow, None, payload, timeout_s)
 
     async def reply(self, message: Message, payload: Payload) -> Receipt:
@@ -363,7 +332,7 @@ class Node:
             ValueError: the message is not a request.
             PayloadTooLarge, LinkError: as `send`.
         """
-        return await self._respond(message, ANSWERED, _octets(payload))
+        return await self._respond(message, ANSWERED, octets(payload))
 
     async def reply_error(self, message: Message, text: str) -> Receipt:
         """Answer a request with an error: its `request` raises RequestFailed with this text."""
@@ -412,14 +381,14 @@ class Node:
             RoomRefused: the relay does not let the node in, or the name is not valid.
             LinkError: as `publish`.
         """
-        _check_room(room)
+        check_room(room)
         self._check_open()
         flags = (JoinFlags.WATCH if watch else JoinFlags.NONE) | (JoinFlags.OBSERVE if observe else JoinFlags.NONE)
         return await self._rooms.join(room, flags)
 
     async def leave(self, room: str) -> None:
         """Leave a room, after everything that was queued before. Returns when the relay has said so."""
-        _check_room(room)
+        check_room(room)
         self._check_open()
         await self._rooms.leave(room)
 
@@ -430,7 +399,7 @@ class Node:
             RoomRefused: it is neither.
             LinkError: as `publish`.
         """
-        _check_room(room)
+        check_room(room)
         self._check_open()
         return (await self._rooms.members(room))[1]
 
@@ -444,7 +413,7 @@ class Node:
             RoomRefused: the relay does not let the node look, or not any more.
             LinkError: as `publish`.
         """
-        _check_room(room)
+        check_room(room)
         self._check_open()
         return Watch(self._rooms, room)
 
@@ -472,6 +441,7 @@ class Node:
         """
         if not self._closing:
             self._closing = True
+            self._publisher.is_open = False
             self._changed.notify()
             if self._link is not None:
                 self._link.close()
@@ -484,81 +454,7 @@ class Node:
             self._link.end(ConnectionBroken("the relay did not answer CLOSE"))
         self._finish(None)
 
-    # ---- sending: what the methods above share -------------------------------------------------------
-
-    def _publish_flow(self, room: str, traffic_class: int) -> Flow:
-        flows = self._publish_flows
-        _check_room(room)
-        _make_space(flows)
-        flow = flows[room, traffic_class] = Flow.publish(room, traffic_class, Content.APPLICATION)
-        return flow
-
-    def _send_flow(self, peer: bytes, traffic_class: int, content: int = Content.APPLICATION) -> Flow:
-        flow = self._other_flows.get((peer, traffic_class, content))
-        if flow is None:
-            if not isinstance(peer, bytes) or len(peer) != KEY_BYTES:
-                raise AddressError(f"a peer is {KEY_BYTES} bytes of public key (parse_key reads the text form)")
-            _make_space(self._other_flows)
-            flow = self._other_flows[peer, traffic_class, content] = Flow.send(peer, traffic_class, content)
-        return flow
-
-    def _anycast_flow(self, room: str, traffic_class: int, content: int = Content.APPLICATION) -> Flow:
-        flow = self._other_flows.get((room, traffic_class, content))
-        if flow is None:
-            _check_room(room)
-            _make_space(self._other_flows)
-            flow = self._other_flows[room, traffic_class, content] = Flow.anycast(room, traffic_class, content)
-        return flow
-
-    async def _queue(self, flow: Flow, payload: Payload, wait: bool = False) -> Receipt:
-        octets = _octets(payload)
-        if self._must_wait(flow, len(octets)) or wait:
-            await self._admit(flow, len(octets), wait)
-        return self._outbox.put(flow, octets)
-
-    def _must_wait(self, flow: Flow, size: int) -> bool:
-        """Whether a message cannot be put at once, or not without a word."""
-        self._turn_bytes += size + MESSAGE_COST_BYTES
-        return (
-            self._turn_bytes > TURN_BYTES
-            or self._link is None
-            or self._closing
-            or size > self._payload_bytes
-            or self._outbox.is_full(flow, size)
-            or self._outbox.never_leaves(flow, size)
-        )
-
-    async def _admit(self, flow: Flow, size: int, wait: bool) -> None:
-        """Return when a message may be put."""
-        outbox = self._outbox
-        if self._turn_bytes > TURN_BYTES:
-            self._turn_bytes = 0
-            await anyio.lowlevel.checkpoint()
-        passed = False
-        while True:
-            await self._connected()
-            self._check_size(flow, size)
-            if outbox.is_full(flow, size):
-                await outbox.progress.wait()
-            elif not wait:
-                return
-            elif (undecided := outbox.undecided_bytes) and undecided + size > self._settings.window_bytes:
-                if not outbox.is_asking:
-                    outbox.flush()
-                await outbox.progress.wait()
-            elif (where := (flow.target, flow.traffic_class)) in self._pauses and not passed:
-                await self._pauses.passed(where)
-                passed = True
-            else:
-                return
-
-    def _check_size(self, flow: Flow, size: int) -> None:
-        if size > self._payload_bytes:
-            raise too_large(flow, size, self._payload_bytes)
-        # SPEC shaping.md: A client SHOULD tell the publisher at once when a message is longer than the cbs_bytes of
-        #   its contract.
-        if self._outbox.never_leaves(flow, size):
-            raise over_burst(flow, size)
+    # ---- requests ------------------------------------------------------------------------------------
 
     async def _ask(self, flow: Flow, peer: bytes | None, payload: Payload, timeout_s: float) -> bytes:
         with self._requests.open(peer) as request, anyio.move_on_after(timeout_s):
@@ -567,13 +463,13 @@ class Node:
         raise RequestTimeout(f"{flow.about}: no answer in {timeout_s:g} s")
 
     async def _send_request(self, flow: Flow, request: Request, payload: Payload) -> None:
-        request.receipt = await self._queue(flow, request.request_id + _octets(payload))
+        request.receipt = await self._publisher.queue(flow, request.request_id + octets(payload))
 
     async def _respond(self, message: Message, status: int, body: bytes) -> Receipt:
         if not message.is_request:
             raise ValueError("only a request can be answered; send the node a message of its own")
-        flow = self._send_flow(message.sender, message.traffic_class, Content.RESPONSE)
-        return await self._queue(flow, response(message.request_id, status, body))
+        flow = self._publisher.to_peer(message.sender, message.traffic_class, Content.RESPONSE)
+        return await self._publisher.queue(flow, response(message.request_id, status, body))
 
     # ---- the life of connections ---------------------------------------------------------------------
 
@@ -646,7 +542,8 @@ class Node:
         self._connections += 1
         self._relay = link.address
         self._limits = link.limits
-        self._payload_bytes = link.limits.payload_bytes
+        self._publisher.payload_bytes = link.limits.payload_bytes
+        self._publisher.is_open = not self._closing
         self._outbox.opened(link.number, link.limits.payload_bytes, link.welcome.contracts)
         link.attach(self._outbox, self._on_message)
         self._link = link
@@ -659,6 +556,7 @@ class Node:
 
     def _down(self) -> None:
         self._link = None
+        self._publisher.is_open = False
         self._pauses.clear()
         self._outbox.broke()
         self._rooms.down()
@@ -839,7 +737,7 @@ async def connect(
         identity = Identity.load(identity)
     rooms = list(rooms)
     for room in rooms:
-        _check_room(room)
+        check_room(room)
     Hello(REVISION, Incarnation(0, bytes(8)), 0, attributes or {})  # checks the attributes
     node = Node(addresses, identity, dict(attributes or {}), settings or ClientSettings())
     problem: BaseException | None = None
@@ -871,21 +769,3 @@ async def _all(joins: list[Answer[Joined]], timeout_s: float) -> None:
             await join.wait()
         return
     raise ConnectFailed(f"the relay let the node in, but not into its rooms within {timeout_s:g} s")
-
-
-def _check_room(room: str) -> None:
-    problem = room_name_problem(room)
-    if problem is not None:
-        raise RoomRefused(f"room {room!r}: {problem}", ErrorCode.BAD_ROOM)
-
-
-def _octets(payload: Payload) -> bytes:
-    if not isinstance(payload, bytes | bytearray | memoryview):
-        raise TypeError(f"a payload is bytes, not {type(payload).__name__}; encode text with .encode()")
-    return bytes(payload)
-
-
-def _make_space(table: dict[Any, Any]) -> None:
-    """A flow costs a little when it is made anew, and nothing else: drop them all at times."""
-    if len(table) >= MAX_FLOWS:
-        table.clear()
