@@ -17,13 +17,14 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal, overload
 
 import anyio
 from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskStatus
 from attrs import frozen
 
+from awesomeconnect.client.delivery import Delivery
 from awesomeconnect.client.dialler import Dialler
 from awesomeconnect.client.events import (
     Connected,
@@ -46,6 +47,7 @@ from awesomeconnect.client.pauses import Pauses
 from awesomeconnect.client.publishing import Payload, Publisher, check_room, octets
 from awesomeconnect.client.receipts import TOKEN_BYTES, Flow, Receipt
 from awesomeconnect.client.reconnect import MOST_SPREAD_S
+from awesomeconnect.client.reliable import Reliable
 from awesomeconnect.client.requests import ANSWERED, FAILED, ID_BYTES, Request, Requests, response
 from awesomeconnect.client.rooms import Rooms
 from awesomeconnect.client.settings import ClientSettings
@@ -61,6 +63,7 @@ from awesomeconnect.errors import (
     RequestTimeout,
 )
 from awesomeconnect.identity import Identity, RelayAddress
+from awesomeconnect.reliable.segments import incarnation_bytes
 from awesomeconnect.shaping.ats import NS_PER_S
 from awesomeconnect.wire.messages import (
     REVISION,
@@ -89,6 +92,9 @@ from awesomeconnect.wire.messages import Message as WireMessage
 
 log = logging.getLogger("awesomeconnect.client")
 
+_RELIABLE = frozenset({Content.RELIABLE, Content.REPAIR})
+#: How long a reliable message is tried: as long as a restart takes.
+EXPIRES_S = 60.0
 #: Somebody who reads without waiting lets others run after this many.
 TURN_MESSAGES = 512
 
@@ -101,6 +107,7 @@ class NodeStatistics:
         connections: how often it was connected.
         queued_messages, queued_bytes: not sent yet.
         undecided_bytes: sent or queued, without a verdict of the relay.
+        reliable_bytes: reliable messages that no receiver has taken yet.
         received_messages: handed to the inbox.
         inbox_bytes: waiting for the application.
         lost_messages: lost in this node, because the application took too few.
@@ -111,6 +118,7 @@ class NodeStatistics:
     queued_messages: int
     queued_bytes: int
     undecided_bytes: int
+    reliable_bytes: int
     received_messages: int
     inbox_bytes: int
     lost_messages: int
@@ -131,6 +139,7 @@ class Node:
         identity: Identity,
         attributes: Attributes,
         settings: ClientSettings,
+        is_manual: bool = False,
     ) -> None:
         self._identity = identity
         self._attributes = attributes
@@ -153,9 +162,22 @@ class Node:
         self._events = EventLog(settings.kept_events)
         self._rooms = Rooms(self._tell, self._connected, lambda room, code: self._report(RoomLost(room, code)))
         self._requests = Requests(settings.process.random_bytes)
-        self._dialler = Dialler(addresses, identity, settings, self._hello)
         self._pauses = Pauses(lambda: self._outbox.flush().answer.wait())
         self._publisher = Publisher(self._outbox, self._pauses, settings.window_bytes, self._connected)
+        self._reliable = Reliable(
+            incarnation_bytes(settings.process.new_run()),
+            settings.reliable,
+            settings.random,
+            self._publisher,
+            self._outbox,
+            self._inbox,
+            self._requests,
+            is_manual,
+            settings.kept_problems,
+            self._check_open,
+        )
+        self._publisher.more_problems = self._reliable.take_problems
+        self._dialler = Dialler(addresses, identity, settings, self._hello)
         self._pings: dict[bytes, Answer[float]] = {}
         self._link: Link | None = None  # while it is up
         self._relay = addresses[0]
@@ -198,6 +220,7 @@ class Node:
             self._outbox.queued_messages,
             self._outbox.queued_bytes,
             self._outbox.undecided_bytes,
+            self._reliable.held_bytes,
             self._received,
             self._inbox.queued_bytes,
             self._inbox.lost,
@@ -254,6 +277,30 @@ class Node:
         self._check_open()
         return self._publisher.queue_nowait(flow, octets(payload))
 
+    @overload
+    async def send(
+        self,
+        peer: bytes,
+        payload: Payload,
+        *,
+        traffic_class: int = ...,
+        wait: bool = ...,
+        reliable: Literal[False] = ...,
+        expires_s: float = ...,
+    ) -> Receipt: ...
+
+    @overload
+    async def send(
+        self,
+        peer: bytes,
+        payload: Payload,
+        *,
+        traffic_class: int = ...,
+        wait: bool = ...,
+        reliable: Literal[True],
+        expires_s: float = ...,
+    ) -> Delivery: ...
+
     async def send(
         self,
         peer: bytes,
@@ -261,14 +308,50 @@ class Node:
         *,
         traffic_class: int = TrafficClass.DATA,
         wait: bool = False,
-    ) -> Receipt:
-        """Queue a message to one node, by its public key (32 bytes). Everything else as `publish`.
+        reliable: bool = False,
+        expires_s: float = EXPIRES_S,
+    ) -> Receipt | Delivery:
+        """Send a message to one node, by its public key (32 bytes).
+
+        Plain, it is queued; everything else as `publish`. With ``reliable=True`` it is sent again across broken
+        connections and restarts of the relay, and `send` returns when the peer's application has taken it.
+
+        In the task that iterates over this node, a reliable `send` returns as soon as the peer holds the message
+        for its application: two nodes that send to each other while they handle messages would wait for each
+        other for ever. It stays on its way; should it not be taken, `flush` says so.
+
+        Args:
+            expires_s: how long a reliable message is tried, at most a day; what waits for room counts from then.
 
         Raises:
             ValueError: the key does not have 32 bytes.
+            Expired, OutcomeUnknown, Declined, Refused: as `Delivery.wait`.
         """
+        if reliable:
+            return await self._reliable.send(peer, traffic_class, Content.APPLICATION, octets(payload), expires_s)
         flow = self._publisher.to_peer(peer, traffic_class)
         return await self._publisher.queue(flow, octets(payload), wait)
+
+    async def post(
+        self,
+        peer: bytes,
+        payload: Payload,
+        *,
+        traffic_class: int = TrafficClass.DATA,
+        expires_s: float = EXPIRES_S,
+    ) -> Delivery:
+        """As `send` with ``reliable=True``, without waiting for the peer: for many messages at a time.
+
+        Waits only while the outbox is full (``ClientSettings.reliable.outbox_bytes``), connected or not.
+
+        Returns:
+            What to `Delivery.wait` for. When nobody does, `flush` raises why a message was not delivered.
+        """
+        return await self._reliable.post(peer, traffic_class, Content.APPLICATION, octets(payload), expires_s)
+
+    def ack(self, message: Message) -> None:
+        """Stand for a reliable message that was taken, when the node was made with ``ack="manual"``."""
+        self._reliable.ack(message)
 
     async def send_any(
         self,
@@ -300,8 +383,13 @@ class Node:
         *,
         timeout_s: float = 10.0,
         traffic_class: int = TrafficClass.DATA,
+        reliable: bool = False,
     ) -> bytes:
         """Ask one node and return its answer.
+
+        Args:
+            reliable: go on across broken connections and restarts of the relay, in both directions, and wait for a
+                peer that is not there; what is raised below for a broken connection is not, then.
 
         Raises:
             RequestTimeout: no answer in ``timeout_s``.
@@ -310,6 +398,8 @@ class Node:
             OutcomeUnknown: the connection broke before the answer.
             ValueError, PayloadTooLarge, LinkError: as `send`.
         """
+        if reliable:
+            return await self._reliable.request(peer, traffic_class, octets(payload), timeout_s)
         flow = self._publisher.to_peer(peer, traffic_class, Content.REQUEST)
         return await self._ask(flow, peer, payload, timeout_s)
 
@@ -325,8 +415,8 @@ class Node:
         flow = self._publisher.to_any(room, traffic_class, Content.REQUEST)
         return await self._ask(flow, None, payload, timeout_s)
 
-    async def reply(self, message: Message, payload: Payload) -> Receipt:
-        """Answer a request, in its class.
+    async def reply(self, message: Message, payload: Payload) -> Receipt | Delivery:
+        """Answer a request, in its class, reliably if it came so. Waits for nobody's acknowledgement.
 
         Raises:
             ValueError: the message is not a request.
@@ -334,7 +424,7 @@ class Node:
         """
         return await self._respond(message, ANSWERED, octets(payload))
 
-    async def reply_error(self, message: Message, text: str) -> Receipt:
+    async def reply_error(self, message: Message, text: str) -> Receipt | Delivery:
         """Answer a request with an error: its `request` raises RequestFailed with this text."""
         return await self._respond(message, FAILED, text.encode())
 
@@ -352,14 +442,19 @@ class Node:
         if self._turn_messages >= TURN_MESSAGES:
             self._turn_messages = 0
             await anyio.lowlevel.checkpoint()
-        while (message := self._inbox.take()) is None:
-            if self._is_over:
-                if self._ended is None:
-                    raise StopAsyncIteration
-                raise self._ended.with_traceback(None)
-            self._turn_messages = 0
-            await self._inbox.arrived.wait()
-        return message
+        elif self._turn_messages == 1:
+            self._reliable.note_consumer()
+        while True:
+            message = self._inbox.take()
+            if message is None:
+                if self._is_over:
+                    if self._ended is None:
+                        raise StopAsyncIteration
+                    raise self._ended.with_traceback(None)
+                self._turn_messages = 0
+                await self._inbox.arrived.wait()
+            elif message.origin is None or self._reliable.hand_over(message):
+                return message
 
     def events(self) -> EventReader:
         """What happens to the node's connection, from the oldest event that is kept. Ends with the node."""
@@ -444,6 +539,8 @@ class Node:
             self._publisher.is_open = False
             self._changed.notify()
             if self._link is not None:
+                self._reliable.flush()
+                self._reliable.down()  # nothing may follow CLOSE
                 self._link.close()
         departed = -1
         while self._link is not None and departed != (departed := sum(self._outbox.departed)):
@@ -465,11 +562,16 @@ class Node:
     async def _send_request(self, flow: Flow, request: Request, payload: Payload) -> None:
         request.receipt = await self._publisher.queue(flow, request.request_id + octets(payload))
 
-    async def _respond(self, message: Message, status: int, body: bytes) -> Receipt:
+    async def _respond(self, message: Message, status: int, body: bytes) -> Receipt | Delivery:
         if not message.is_request:
             raise ValueError("only a request can be answered; send the node a message of its own")
+        payload = response(message.request_id, status, body)
+        if message.is_reliable:
+            return await self._reliable.post(
+                message.sender, message.traffic_class, Content.RESPONSE, payload, EXPIRES_S
+            )
         flow = self._publisher.to_peer(message.sender, message.traffic_class, Content.RESPONSE)
-        return await self._publisher.queue(flow, response(message.request_id, status, body))
+        return await self._publisher.queue(flow, payload)
 
     # ---- the life of connections ---------------------------------------------------------------------
 
@@ -536,7 +638,7 @@ class Node:
         raise error
 
     def _hello(self, incarnation: Incarnation, number: int) -> Hello:
-        return Hello(REVISION, incarnation, number, self._attributes, self._rooms.intents())
+        return Hello(REVISION, incarnation, number, self._reliable.offer(self._attributes), self._rooms.intents())
 
     def _up(self, link: Link) -> None:
         self._connections += 1
@@ -548,6 +650,7 @@ class Node:
         link.attach(self._outbox, self._on_message)
         self._link = link
         self._rooms.up()
+        self._reliable.up()
         for traffic_class in range(TrafficClass.CONTROL):
             if self._inbox.paused >> traffic_class & 1:
                 self._tell(Pause(None, traffic_class))
@@ -559,6 +662,7 @@ class Node:
         self._publisher.is_open = False
         self._pauses.clear()
         self._outbox.broke()
+        self._reliable.down()
         self._rooms.down()
         self._requests.broke()
         for answer in self._pings.values():
@@ -575,6 +679,7 @@ class Node:
         over = error or ConnectionEnded("the node is closed")
         self._rooms.end(error)
         self._requests.end(over)
+        self._reliable.end()
         self._outbox.progress.notify()
         self._inbox.arrived.notify()
         self._events.close()
@@ -589,6 +694,9 @@ class Node:
 
     def _on_deliver(self, message: Deliver) -> None:
         content, payload, request_id = message.content, message.payload, b""
+        if content in _RELIABLE:
+            self._reliable.on_deliver(message)
+            return
         if content == Content.RESPONSE:
             if not self._requests.on_response(message.sender, payload):
                 self._ignored += 1
@@ -619,6 +727,8 @@ class Node:
         verdicts = self._outbox.verdicts
         refused, flow = verdicts.judge(message)
         if flow is not None and flow.content == Content.REQUEST and self._requests.refuse(refused):
+            return
+        if self._reliable.on_reject(refused, verdicts.flows(refused.ordinals)):
             return
         verdicts.note(refused)
         self._events.add(Refusal(refused.ordinals, refused.code, verdicts.connection))
@@ -703,6 +813,7 @@ async def connect(
     attributes: Attributes | None = None,
     rooms: Iterable[str] = (),
     timeout_s: float = 10.0,
+    ack: Literal["auto", "manual"] = "auto",
     settings: ClientSettings | None = None,
 ) -> AsyncIterator[Node]:
     """Connect to a relay, for as long as the ``async with`` block lasts.
@@ -713,6 +824,8 @@ async def connect(
         attributes: claims that others see in member lists; at most 16 text keys, 1 KiB encoded.
         rooms: to be joined at once.
         timeout_s: for the first connection.
+        ack: when a reliable message counts as delivered: when the node has returned it, or when the application
+            calls `Node.ack`.
         settings: bounds and patience.
 
     Yields:
@@ -739,7 +852,7 @@ async def connect(
     for room in rooms:
         check_room(room)
     Hello(REVISION, Incarnation(0, bytes(8)), 0, attributes or {})  # checks the attributes
-    node = Node(addresses, identity, dict(attributes or {}), settings or ClientSettings())
+    node = Node(addresses, identity, dict(attributes or {}), settings or ClientSettings(), ack == "manual")
     problem: BaseException | None = None
     try:
         async with anyio.create_task_group() as tasks:
@@ -747,6 +860,8 @@ async def connect(
             link = await node._dialler.dial(timeout_s)
             try:
                 await tasks.start(node._live, link)
+                tasks.start_soon(node._reliable.run)
+                tasks.start_soon(node._reliable.run_on)
                 await _all(joins, timeout_s)
                 try:
                     yield node

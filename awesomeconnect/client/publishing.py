@@ -36,6 +36,7 @@ class Publisher:
         connected: returns once there is a connection; raises when there will be none.
 
     Attributes:
+        more_problems: gives and forgets problems of other messages, for `flush`.
         is_open: there is a connection, and the node is not about to be closed.
         payload_bytes: what the relay takes.
     """
@@ -49,6 +50,7 @@ class Publisher:
     ) -> None:
         self.is_open = False
         self.payload_bytes = 0
+        self.more_problems: Callable[[], list[AwesomeConnectError]] = list
         self._outbox = outbox
         self._pauses = pauses
         self._window_bytes = window_bytes
@@ -167,7 +169,7 @@ class Publisher:
         except AwesomeConnectError as over:
             problems.append(over)
         forgotten = outbox.verdicts.forgotten
-        problems[:0] = outbox.verdicts.take_problems()
+        problems[:0] = [*outbox.verdicts.take_problems(), *self.more_problems()]
         if len(problems) == 1:
             raise problems[0]
         if problems:

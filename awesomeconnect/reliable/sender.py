@@ -4,7 +4,7 @@
       ^          │ refused by the relay, lost, timeout, another receiver incarnation
       └──────────┘
 
-Whatever happens, each message ends once: delivered, expired, refused or unknown. Segments of a stream arrive in the
+Whatever happens, each message ends once, with one `Outcome`. Segments of a stream arrive in the
 order in which they left, so one that is not there when a later one is was lost. Since a receiver may be absent, a
 stream that was refused, got no answer, or finds itself on a new connection sends one segment and waits.
 
@@ -34,7 +34,9 @@ class Outcome(Enum):
     EXPIRED = "expired"
     """It certainly did not arrive."""
     REFUSED = "refused"
-    """By the relay or by the receiver; it certainly was not taken."""
+    """By the relay, with a code that may not be retried; it certainly did not arrive."""
+    DECLINED = "declined"
+    """By the receiver, which does not take the stream; it certainly was not taken."""
     UNKNOWN = "unknown"
     """It may have been taken; no acknowledgement came."""
 
@@ -46,7 +48,7 @@ class Ticket(Protocol):
         """It has arrived at the receiver, and waits there."""
 
     def settled(self, outcome: Outcome, code: int) -> None:
-        """It has ended; ``code`` says why it was refused."""
+        """It has ended; ``code`` says why it was refused (an ErrorCode) or declined (a reason)."""
 
 
 class Transmission(Protocol):
@@ -288,7 +290,7 @@ class OutgoingStream:
         """The receiver does not take this stream; ``code`` is its reason."""
         for entry in list(self._open()):
             has_doubt = entry.is_doubtful or (bool(entry.order) and self._receiver is not None)
-            self._settle(entry, Outcome.UNKNOWN if has_doubt else Outcome.REFUSED, code)
+            self._settle(entry, Outcome.UNKNOWN if has_doubt else Outcome.DECLINED, code)
         self._is_suspect, self._is_probing = True, False
 
     def _take_in(self, ack: Ack) -> Entry | None:
@@ -377,6 +379,11 @@ class OutgoingStream:
             entry.transmissions = []
         self._timeout_at_ms = None
         self._blocked_until_ms = 0
+
+    def end(self) -> None:
+        """The sender ends: what is open ends with it."""
+        for entry in list(self._open()):
+            self._settle(entry, Outcome.UNKNOWN if entry.may_have_arrived else Outcome.EXPIRED)
 
     # ---- time ----------------------------------------------------------------------------------------
 

@@ -70,6 +70,7 @@ class Unicast:
         self._random = random
         self._outgoing: dict[tuple[bytes, int], OutgoingStream] = {}
         self._active: dict[OutgoingStream, None] = {}  # may have something to send
+        self._waiting: dict[OutgoingStream, None] = {}  # ... as soon as its class takes it
         self._floor = 1  # above all sequences of streams that were forgotten
         self._senders: dict[bytes, _Sender] = {}
         self._incoming = 0  # streams
@@ -154,8 +155,14 @@ class Unicast:
             if not stream.is_idle:
                 stream.on_disconnected()
 
-    def on_reject(self, target: bytes | None, ordinals: range, code: int, retry_after_ms: int, now_ms: int) -> None:
-        """The relay refused messages; ``target`` None: to whom is not known."""
+    def end(self) -> None:
+        """The node ends: what is open ends with it."""
+        for stream in self._outgoing.values():
+            stream.end()
+
+    def on_reject(self, target: bytes | None, ordinals: range, code: int, retry_after_ms: int, now_ms: int) -> bool:
+        """The relay refused messages; whether some are known here. ``target`` None: to whom is not known."""
+        found = False
         for stream in self._outgoing.values():
             if (
                 (target is None or stream.peer == target)
@@ -163,6 +170,8 @@ class Unicast:
                 and stream.on_reject(ordinals, code, retry_after_ms, now_ms, self._random())
             ):
                 self._active[stream] = None
+                found = True
+        return found
 
     # ---- other nodes ---------------------------------------------------------------------------------
 
@@ -288,6 +297,11 @@ class Unicast:
         """Whether there is something to `poll` for now."""
         return self._is_connected and bool(self._acks or self._active or self._refusals)
 
+    @property
+    def is_held_up(self) -> bool:
+        """Whether messages wait for a class that took no more."""
+        return bool(self._waiting)
+
     def poll(self, now_ms: int, full_classes: int = 0) -> list[Outgoing]:
         """What is to be sent now.
 
@@ -313,13 +327,13 @@ class Unicast:
             payload = encode_control(incoming.ack(self._incarnation))
             outgoing.append(Outgoing(incoming.sender, CONTROL_CLASS, Content.REPAIR, payload))
         self._acks.clear()
-        active, self._active = self._active, {}
+        active, self._active, self._waiting = {**self._waiting, **self._active}, {}, {}
         for stream in active:
             if stream.owes_mark:
                 stream.owes_mark = False
                 outgoing.append(self._mark(stream))
             if full_classes >> stream.traffic_class & 1:
-                self._active[stream] = None
+                self._waiting[stream] = None
             else:
                 while (entry := stream.take(now_ms)) is not None:
                     payload = encode_segment(stream.segment(entry, now_ms))

@@ -180,7 +180,7 @@ def test_a_node_that_does_not_offer_the_mode_says_so() -> None:
     world.deliver(1, 6)
     for message in messages:
         assert message is not None
-        assert (message.outcome, message.code) == (Outcome.REFUSED, NOT_OFFERED)
+        assert (message.outcome, message.code) == (Outcome.DECLINED, NOT_OFFERED)
 
 
 def test_a_lower_incarnation_is_refused_until_it_is_forgotten() -> None:
@@ -195,7 +195,7 @@ def test_a_lower_incarnation_is_refused_until_it_is_forgotten() -> None:
     message = world.post(0)
     world.settle(500)
     assert message is not None
-    assert (message.outcome, message.code) == (Outcome.REFUSED, STALE)
+    assert (message.outcome, message.code) == (Outcome.DECLINED, STALE)
     world.settle(3_000)
     message = world.post(0)
     world.settle(3_000)
@@ -211,7 +211,7 @@ def test_a_receiver_remembers_so_many_streams_and_refuses_more() -> None:
     refused = world.post(0, 4)
     world.settle(500)
     assert refused is not None
-    assert (refused.outcome, refused.code) == (Outcome.REFUSED, BUSY)
+    assert (refused.outcome, refused.code) == (Outcome.DECLINED, BUSY)
     world.settle(20_000)
     later = world.post(0, 4)
     world.settle(500)

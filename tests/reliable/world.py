@@ -67,7 +67,7 @@ class Party:
 class World:
     """See the module's docstring; all times in ms."""
 
-    def __init__(self, settings: ReliableSettings | None = None, clock: str = "true") -> None:
+    def __init__(self, settings: ReliableSettings | None = None) -> None:
         self.now_ms = 0
         self.settings = settings or ReliableSettings()
         self.runs = 0
@@ -250,7 +250,7 @@ class World:
         for _at, _run, _class, message in self.sent:
             if message.outcome is Outcome.DELIVERED:
                 assert message.name in handed_over, "told as delivered, and never handed over"
-            elif message.outcome in (Outcome.EXPIRED, Outcome.REFUSED):
+            elif message.outcome in (Outcome.EXPIRED, Outcome.REFUSED, Outcome.DECLINED):
                 assert message.name not in handed_over, f"{message.outcome}, and handed over"
 
     def open_messages(self) -> list[Sent]:
