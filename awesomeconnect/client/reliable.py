@@ -18,7 +18,7 @@ from awesomeconnect.client.outbox import Outbox
 from awesomeconnect.client.publishing import Publisher
 from awesomeconnect.client.receipts import Flow
 from awesomeconnect.client.requests import ID_BYTES, Requests
-from awesomeconnect.client.waiting import Signal
+from awesomeconnect.client.waiting import Signal, loop_clock
 from awesomeconnect.errors import AwesomeConnectError, Expired, OutcomeUnknown, Refused, RequestTimeout
 from awesomeconnect.identity import short_key
 from awesomeconnect.reliable.endpoint import Endpoint
@@ -62,6 +62,7 @@ class Reliable:
         check_open: Callable[[], None],
     ) -> None:
         self.endpoint = Endpoint(incarnation, settings, random)
+        self._clock = loop_clock()
         self._settings = settings
         self._publisher = publisher
         self._outbox = outbox
@@ -119,7 +120,7 @@ class Reliable:
                 break
             await self._freed.wait()
         delivery = Delivery(flow.about, on_failure or self._problems.append)
-        self.endpoint.post(peer, traffic_class, content, payload, now_ms(), expires_ms, delivery)
+        self.endpoint.post(peer, traffic_class, content, payload, self._now_ms(), expires_ms, delivery)
         self._look()
         return delivery
 
@@ -158,7 +159,7 @@ class Reliable:
         """The application is about to get a message; False: it must not any more."""
         arrival = message.origin
         assert arrival is not None
-        now = now_ms()
+        now = self._now_ms()
         if not self.endpoint.may_hand_over(arrival, now):
             self._look()
             return False
@@ -170,7 +171,7 @@ class Reliable:
     def ack(self, message: Message) -> None:
         """The application stands for a message that it took."""
         if message.origin is not None:
-            self.endpoint.taken(message.origin, now_ms())
+            self.endpoint.taken(message.origin, self._now_ms())
             self._look()
 
     def on_deliver(self, message: Deliver) -> None:
@@ -179,7 +180,7 @@ class Reliable:
         if message.content == Content.RELIABLE and not self._inbox.has_room(traffic_class, len(payload)):
             return  # as if it had not arrived: it will come again
         arrivals = self.endpoint.on_deliver(
-            message.sender, message.mode, message.room, traffic_class, message.content, payload, now_ms()
+            message.sender, message.mode, message.room, traffic_class, message.content, payload, self._now_ms()
         )
         for arrival in arrivals:
             self._take_in(arrival)
@@ -189,15 +190,15 @@ class Reliable:
         content, payload, request_id = arrival.content, arrival.payload, b""
         if content == Content.RESPONSE:
             self._requests.on_response(arrival.sender, payload)
-            self.endpoint.taken(arrival, now_ms())
+            self.endpoint.taken(arrival, self._now_ms())
             return
         if content == Content.REQUEST:
             if len(payload) < ID_BYTES or arrival.room is not None:
-                self.endpoint.taken(arrival, now_ms())
+                self.endpoint.taken(arrival, self._now_ms())
                 return
             request_id, payload = payload[:ID_BYTES], payload[ID_BYTES:]
         elif content != Content.APPLICATION:
-            self.endpoint.taken(arrival, now_ms())
+            self.endpoint.taken(arrival, self._now_ms())
             return
         mode = Mode.UNICAST if arrival.room is None else Mode.BROADCAST
         self._inbox.add(
@@ -210,7 +211,7 @@ class Reliable:
 
     def up(self) -> None:
         """A connection is up."""
-        self.endpoint.connected(now_ms())
+        self.endpoint.connected(self._now_ms())
         self._look()
 
     def down(self) -> None:
@@ -242,7 +243,7 @@ class Reliable:
             refused.ordinals,
             refused.code,
             refused.retry_after_ms,
-            now_ms(),
+            self._now_ms(),
         )
         self._look()
         return len(ours) == len(flows) if flows else found
@@ -253,7 +254,7 @@ class Reliable:
         """Queue what is to be sent now."""
         publisher, outbox = self._publisher, self._outbox
         full_classes = outbox.full_classes(self._settings.window_bytes)
-        for target, traffic_class, content, payload, entry in self.endpoint.poll(now_ms(), full_classes):
+        for target, traffic_class, content, payload, entry in self.endpoint.poll(self._now_ms(), full_classes):
             if isinstance(target, bytes):
                 flow = publisher.to_peer(target, traffic_class, content)
             else:
@@ -290,14 +291,12 @@ class Reliable:
         with anyio.move_on_after(at_ms / 1000 - anyio.current_time() + DUE_SLACK_S):
             await self._wake.wait()
 
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
     def _look(self) -> None:
         """Wake the task if it has something to do earlier than it knows."""
         if self.endpoint.is_waiting or (
             (next_ms := self.endpoint.next_ms) is not None and (self._wakes_ms is None or next_ms < self._wakes_ms)
         ):
             self._wake.notify()
-
-
-def now_ms() -> int:
-    """The event loop's clock."""
-    return int(anyio.current_time() * 1000)

@@ -134,10 +134,7 @@ def decode_segment(data: bytes) -> Segment:
     at = 2 + INCARNATION_BYTES
     incarnation = data[2:at]
     try:
-        sequence, at = cbor.read_head(data, at, _UINT)
-        base, at = cbor.read_head(data, at, _UINT)
-        expires_ms, at = cbor.read_head(data, at, _UINT)
-        content, at = cbor.read_head(data, at, _UINT)
+        (sequence, base, expires_ms, content), at = cbor.read_uints(data, at, 4)
         size, at = cbor.read_head(data, at, _BYTES)
     except RemoteProtocolError as error:
         raise BadPayload(f"bad segment: {error}") from None

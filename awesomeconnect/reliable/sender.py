@@ -64,6 +64,7 @@ class Entry:
     Attributes:
         sequence, content, payload: of its segment.
         expires_at_ms: when the sender gives it up.
+        size: what it counts for in the outbox and in the window.
         transmissions: its segments on this connection that were not refused; the caller adds them.
         outcome: None until it has ended.
     """
@@ -80,6 +81,7 @@ class Entry:
         "payload",
         "sent_at_ms",
         "sequence",
+        "size",
         "ticket",
         "transmissions",
     )
@@ -90,6 +92,7 @@ class Entry:
         self.payload = payload
         self.expires_at_ms = expires_at_ms
         self.ticket = ticket
+        self.size = len(payload) + OVERHEAD_BYTES
         self.transmissions: list[Transmission] = []
         self.outcome: Outcome | None = None
         self.order = 0  # of its last transmission among those of the stream; 0: never sent
@@ -98,11 +101,6 @@ class Entry:
         self.is_resent = False
         self.is_held = False
         self.is_doubtful = False  # sent on a connection that ended, and not refused there
-
-    @property
-    def size(self) -> int:
-        """What it counts for in the outbox and in the window."""
-        return len(self.payload) + OVERHEAD_BYTES
 
     @property
     def may_have_arrived(self) -> bool:
@@ -438,19 +436,20 @@ class OutgoingStream:
         if entry.order:
             self._sent_bytes -= size
             self._sent_messages -= 1
-        entry.payload = b""
+        entry.payload = b""  # whoever keeps the entry keeps no more than that
         self._freed(size)
         entry.ticket.settled(outcome, code)
         self._advance()
 
     def _advance(self) -> None:
         """Move the base behind all that has ended."""
-        entries = self._entries
-        while self._head < len(entries) and entries[self._head].outcome is not None:
-            self._head += 1
-        if self._head > 256 and 2 * self._head > len(entries):
-            del entries[: self._head]
-            self._origin += self._head
+        entries, head = self._entries, self._head
+        while head < len(entries) and entries[head].outcome is not None:
+            head += 1
+        self._head = head
+        if head > 256 and 2 * head > len(entries):
+            del entries[:head]
+            self._origin += head
             self._head = 0
         if not self._sent_messages:
             self._timeout_at_ms = None

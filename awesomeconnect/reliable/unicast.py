@@ -289,8 +289,10 @@ class Unicast:
     @property
     def next_ms(self) -> int | None:
         """When to `poll` again, if nothing happens before."""
-        times = (self._timers.next_ms, self._ack_timers.next_ms if self._is_connected else None)
-        return min([at_ms for at_ms in times if at_ms is not None], default=None)
+        timer_ms, ack_ms = self._timers.next_ms, self._ack_timers.next_ms
+        if ack_ms is None or not self._is_connected:
+            return timer_ms
+        return ack_ms if timer_ms is None or ack_ms < timer_ms else timer_ms
 
     @property
     def is_waiting(self) -> bool:

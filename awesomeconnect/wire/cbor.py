@@ -81,6 +81,22 @@ def read_head(data: bytes, at: int, major: int) -> tuple[int, int]:
     return _read_argument(data, at)
 
 
+def read_uints(data: bytes, at: int, count: int) -> tuple[list[int], int]:
+    """So many unsigned integers from an offset on, and the offset after them; as `read_head`, in one go."""
+    numbers = []
+    size = len(data)
+    for _ in range(count):
+        initial = data[at] if at < size else 0xFF
+        if initial < 24:
+            at += 1
+        elif initial < 28:
+            initial, at = _read_argument(data, at)
+        else:
+            raise _refused(at, "no unsigned integer where one is due")
+        numbers.append(initial)
+    return numbers, at
+
+
 def _read(data: bytes, at: int, depth: int, budget: list[int]) -> tuple[object, int]:
     """The item at offset ``at`` and the offset after it; it may open ``depth`` more levels."""
     if at >= len(data):

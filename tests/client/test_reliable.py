@@ -389,6 +389,7 @@ async def test_messages_to_oneself(network: Network) -> None:
 async def test_a_relay_that_is_gone_for_long(network: Network) -> None:
     async with network.enter() as one, network.enter() as two, trio.open_nursery() as nursery:
         network.kill()
+        await trio.sleep(0.01)
         deliveries = [await one.post(two.key, b"%d" % number, expires_s=300) for number in range(100)]
         short = await one.post(two.key, b"short", expires_s=20)
         with pytest.raises(Expired):
