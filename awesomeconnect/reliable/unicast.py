@@ -106,7 +106,10 @@ class Unicast:
         stream = self._stream_to(peer, traffic_class)
         entry = stream.add(content, payload, now_ms, expires_ms, ticket)
         self.held_bytes += entry.size
-        self._active[stream] = None
+        if self._is_connected:
+            self._active[stream] = None
+        else:
+            self._timers.note(stream, stream.next_ms)
         return entry
 
     def taken(self, arrival: Arrival, now_ms: int) -> None:
