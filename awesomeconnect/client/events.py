@@ -92,7 +92,10 @@ class GapReport:
         room: theirs; None when they were not of one room.
         sender: theirs; None when they were not of one sender.
         lost_bytes: size of their DELIVER frames, or of their payloads when they were lost here.
+        code: why; 0 for reliable messages.
         local: the application took messages too slowly and this node's own inbox was full.
+        sequences: of reliable messages of one sender to a room that could not be repaired; None for others. The
+            relay's reports have none, and may count reliable messages: those are repaired, or reported once more.
     """
 
     room: str | None
@@ -102,6 +105,7 @@ class GapReport:
     lost_bytes: int
     code: int
     local: bool = False
+    sequences: range | None = None
 
 
 @frozen

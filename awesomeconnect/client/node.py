@@ -93,6 +93,8 @@ from awesomeconnect.wire.messages import Message as WireMessage
 log = logging.getLogger("awesomeconnect.client")
 
 _RELIABLE = frozenset({Content.RELIABLE, Content.REPAIR})
+#: Codes of LEFT after which a node is not in the room.
+_OUT = (ErrorCode.OK, ErrorCode.EVICTED, ErrorCode.CAPABILITY_REQUIRED, ErrorCode.CAPABILITY_INVALID)
 #: How long a reliable message is tried: as long as a restart takes.
 EXPIRES_S = 60.0
 #: Somebody who reads without waiting lets others run after this many.
@@ -166,6 +168,7 @@ class Node:
         self._publisher = Publisher(self._outbox, self._pauses, settings.window_bytes, self._connected)
         self._reliable = Reliable(
             incarnation_bytes(settings.process.new_run()),
+            settings.process.random_bytes(32),
             settings.reliable,
             settings.random,
             self._publisher,
@@ -236,6 +239,7 @@ class Node:
         *,
         traffic_class: int = TrafficClass.DATA,
         wait: bool = False,
+        reliable: bool = False,
     ) -> Receipt:
         """Queue a message to all other members of a room; the node need not be one.
 
@@ -248,6 +252,9 @@ class Node:
             traffic_class: 0..6.
             wait: also wait while a receiver is behind, and keep at most 1 MiB without the relay's verdict: so
                 that a stream arrives whole at slow readers.
+            reliable: members that miss it, because of a broken connection, a restart of the relay or a full queue,
+                ask this node for it and get it in its place, or one `GapReport` with ``sequences``. This node keeps
+                what it published for that, 8 MiB for 5 minutes at most. Nobody acknowledges.
 
         Returns:
             The receipt. Refusals, for example when nobody is in the room, come with `flush`.
@@ -257,6 +264,8 @@ class Node:
             RoomRefused: the room's name is not valid.
             LinkError: the node is closed, or there will be no connection any more.
         """
+        if reliable:
+            return await self._reliable.publish(room, traffic_class, octets(payload), wait)
         publisher = self._publisher
         flow = publisher.to_room(room, traffic_class)
         if type(payload) is not bytes:
@@ -777,9 +786,12 @@ class Node:
     def _on_joined(self, message: Joined) -> None:
         self._outbox.set_contracts(message.contracts, message.room)
         self._rooms.on_joined(message)
+        self._reliable.endpoint.rooms.joined(message.room, message.member_count)
 
     def _on_left(self, message: Left) -> None:
         self._rooms.on_left(message)
+        if message.code in _OUT:
+            self._reliable.endpoint.rooms.left(message.room)
 
     def _on_page(self, message: MembersPage) -> None:
         self._rooms.on_page(message)
