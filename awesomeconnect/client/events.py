@@ -77,6 +77,15 @@ class Connected:
 
 
 @frozen
+class Moved:
+    """The node is connected to another relay, which it joined before it left the one that asked it to go."""
+
+    relay: RelayAddress
+    epoch: bytes
+    left: RelayAddress
+
+
+@frozen
 class Disconnected:
     """The node is not connected; the next attempt follows in ``retry_in_s``, or never (None)."""
 
@@ -142,7 +151,7 @@ class Refusal:
 
 @frozen
 class GoingAway:
-    """The relay asks its nodes to leave. The library reconnects by itself, unless the code is ``replaced``."""
+    """The relay asks its nodes to leave. The library moves or reconnects by itself, unless ``code`` forbids it."""
 
     code: int
     window_ms: int
@@ -159,7 +168,7 @@ class RoomLost:
 
 
 Event: TypeAlias = (
-    Connected | Disconnected | GapReport | Paused | Resumed | Refusal | GoingAway | RoomLost
+    Connected | Moved | Disconnected | GapReport | Paused | Resumed | Refusal | GoingAway | RoomLost
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ acknowledgement stands for all that the application took meanwhile, and none wai
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import anyio
 
@@ -16,7 +16,7 @@ from awesomeconnect.client.events import GapReport, Message
 from awesomeconnect.client.inbox import Inbox
 from awesomeconnect.client.outbox import Outbox
 from awesomeconnect.client.publishing import Publisher
-from awesomeconnect.client.receipts import Flow, Receipt
+from awesomeconnect.client.receipts import Receipt, Verdicts
 from awesomeconnect.client.requests import ID_BYTES, Requests
 from awesomeconnect.client.waiting import Signal, loop_clock
 from awesomeconnect.errors import AwesomeConnectError, Expired, OutcomeUnknown, Refused, RequestTimeout
@@ -246,30 +246,24 @@ class Reliable:
         self._wake.notify()
         self._held_up.notify()
 
-    def on_reject(self, refused: Refused, flows: Iterable[Flow]) -> bool:
-        """The relay refused messages; whether they were all of this mode.
-
-        Args:
-            flows: theirs, as far as they are remembered.
-        """
-        flows = list(flows)
-        # Of messages to a room the sender is told, as of plain ones: for example that nobody is there.
-        ours = [
-            flow
-            for flow in flows
-            if flow.is_repaired and (isinstance(flow.target, bytes) or flow.content == Content.REPAIR)
-        ]
+    def on_reject(self, refused: Refused, verdicts: Verdicts) -> bool:
+        """The relay refused messages of a connection; whether the application need not know."""
+        flows = verdicts.flows(refused.ordinals)
+        # Of messages to a room it is told, as of plain ones: for example that nobody is there.
+        ours = [flow for flow in flows if flow.is_resent]
         if flows and not ours:
             return False
-        target = ours[0].target if len(flows) == 1 else None
-        found = self.endpoint.on_reject(
-            target if isinstance(target, bytes) else None,
-            refused.ordinals,
-            refused.code,
-            refused.retry_after_ms,
-            self._now_ms(),
-        )
-        self._look()
+        found = False
+        if verdicts is self._outbox.verdicts:
+            target = ours[0].target if len(flows) == 1 else None
+            found = self.endpoint.on_reject(
+                target if isinstance(target, bytes) else None,
+                refused.ordinals,
+                refused.code,
+                refused.retry_after_ms,
+                self._now_ms(),
+            )
+            self._look()
         return len(ours) == len(flows) if flows else found
 
     # ---- the library's tasks -------------------------------------------------------------------------

@@ -67,11 +67,12 @@ class Requests:
             request.answer.fail(RequestFailed(body.decode(errors="replace")))
         return True
 
-    def refuse(self, refused: Refused) -> bool:
-        """Tell the requests among refused messages; False when there are none."""
+    def refuse(self, refused: Refused, connection: int) -> bool:
+        """Tell the requests among refused messages of a connection; False when there are none."""
         told = False
         for request in self._waiting.values():
-            if request.receipt is not None and request.receipt.ordinal in refused.ordinals:
+            receipt = request.receipt
+            if receipt is not None and receipt.connection == connection and receipt.ordinal in refused.ordinals:
                 request.answer.fail(refused)
                 told = True
         return told
