@@ -9,6 +9,7 @@ pauses     receivers that are behind, and publishers that wait for them
 rooms      where the node wants to be, and member lists
 watch      a member list that is always right in the end
 reliable   messages that are acknowledged: drives the core of that name; what became of one (delivery)
+sealed     messages that only the receiver can open
 requests   requests that wait for answers
 dialler    finds a relay that answers
 reconnect  backoff, and the incarnation of this process

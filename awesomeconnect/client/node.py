@@ -50,8 +50,9 @@ from awesomeconnect.client.publishing import Payload, Publisher, check_room, oct
 from awesomeconnect.client.receipts import TOKEN_BYTES, Flow, Receipt, Verdicts
 from awesomeconnect.client.reconnect import move_delay_s
 from awesomeconnect.client.reliable import Reliable
-from awesomeconnect.client.requests import ANSWERED, FAILED, ID_BYTES, Request, Requests, response
+from awesomeconnect.client.requests import ANSWERED, FAILED, ID_BYTES, Requests, response
 from awesomeconnect.client.rooms import Rooms
+from awesomeconnect.client.sealed import Sealing
 from awesomeconnect.client.settings import ClientSettings
 from awesomeconnect.client.waiting import Answer, Signal
 from awesomeconnect.client.watch import Watch
@@ -82,6 +83,7 @@ from awesomeconnect.wire.messages import (
     Left,
     Member,
     MembersPage,
+    Mode,
     Pause,
     Ping,
     Pong,
@@ -91,6 +93,7 @@ from awesomeconnect.wire.messages import (
     TrafficClass,
 )
 from awesomeconnect.wire.messages import Message as WireMessage
+from awesomeconnect.wire.sealing import OVERHEAD_BYTES, SealBroken
 
 log = logging.getLogger("awesomeconnect.client")
 
@@ -167,9 +170,11 @@ class Node:
         self._rooms = Rooms(self._tell, self._connected, lambda room, code: self._report(RoomLost(room, code)))
         self._requests = Requests(settings.process.random_bytes)
         self._pauses = Pauses(lambda: self._outbox.flush().answer.wait())
+        incarnation = incarnation_bytes(settings.process.new_run())
+        self._sealing = Sealing(identity, incarnation)
         self._publisher = Publisher(self._outbox, self._pauses, settings.window_bytes, self._connected)
         self._reliable = Reliable(
-            incarnation_bytes(settings.process.new_run()),
+            incarnation,
             settings.process.random_bytes(32),
             settings.reliable,
             settings.random,
@@ -177,6 +182,7 @@ class Node:
             self._outbox,
             self._inbox,
             self._requests,
+            self._sealing,
             is_manual,
             settings.kept_problems,
             self._check_open,
@@ -301,6 +307,7 @@ class Node:
         *,
         traffic_class: int = ...,
         wait: bool = ...,
+        sealed: bool = ...,
         reliable: Literal[False] = ...,
         expires_s: float = ...,
     ) -> Receipt: ...
@@ -313,6 +320,7 @@ class Node:
         *,
         traffic_class: int = ...,
         wait: bool = ...,
+        sealed: bool = ...,
         reliable: Literal[True],
         expires_s: float = ...,
     ) -> Delivery: ...
@@ -324,6 +332,7 @@ class Node:
         *,
         traffic_class: int = TrafficClass.DATA,
         wait: bool = False,
+        sealed: bool = False,
         reliable: bool = False,
         expires_s: float = EXPIRES_S,
     ) -> Receipt | Delivery:
@@ -337,6 +346,8 @@ class Node:
         other for ever. It stays on its way; should it not be taken, `flush` says so.
 
         Args:
+            sealed: so that the relay can neither read nor make it (protocol-spec/sealed.md); the peer sees
+                ``message.is_sealed``.
             expires_s: how long a reliable message is tried, at most a day; what waits for room counts from then.
 
         Raises:
@@ -344,7 +355,11 @@ class Node:
             Expired, OutcomeUnknown, Declined, Refused: as `Delivery.wait`.
         """
         if reliable:
-            return await self._reliable.send(peer, traffic_class, Content.APPLICATION, octets(payload), expires_s)
+            return await self._reliable.send(
+                peer, traffic_class, Content.APPLICATION, octets(payload), expires_s, sealed
+            )
+        if sealed:
+            return await self._send_sealed(peer, traffic_class, Content.APPLICATION, octets(payload), wait)
         flow = self._publisher.to_peer(peer, traffic_class)
         return await self._publisher.queue(flow, octets(payload), wait)
 
@@ -354,6 +369,7 @@ class Node:
         payload: Payload,
         *,
         traffic_class: int = TrafficClass.DATA,
+        sealed: bool = False,
         expires_s: float = EXPIRES_S,
     ) -> Delivery:
         """As `send` with ``reliable=True``, without waiting for the peer: for many messages at a time.
@@ -363,7 +379,9 @@ class Node:
         Returns:
             What to `Delivery.wait` for. When nobody does, `flush` raises why a message was not delivered.
         """
-        return await self._reliable.post(peer, traffic_class, Content.APPLICATION, octets(payload), expires_s)
+        return await self._reliable.post(
+            peer, traffic_class, Content.APPLICATION, octets(payload), expires_s, is_sealed=sealed
+        )
 
     def ack(self, message: Message) -> None:
         """Stand for a reliable message that was taken, when the node was made with ``ack="manual"``."""
@@ -399,11 +417,13 @@ class Node:
         *,
         timeout_s: float = 10.0,
         traffic_class: int = TrafficClass.DATA,
+        sealed: bool = False,
         reliable: bool = False,
     ) -> bytes:
         """Ask one node and return its answer.
 
         Args:
+            sealed: as `send`; the answer is sealed, too.
             reliable: go on across broken connections and restarts of the relay, in both directions, and wait for a
                 peer that is not there; what is raised below for a broken connection is not, then.
 
@@ -415,9 +435,9 @@ class Node:
             ValueError, PayloadTooLarge, LinkError: as `send`.
         """
         if reliable:
-            return await self._reliable.request(peer, traffic_class, octets(payload), timeout_s)
+            return await self._reliable.request(peer, traffic_class, octets(payload), timeout_s, sealed)
         flow = self._publisher.to_peer(peer, traffic_class, Content.REQUEST)
-        return await self._ask(flow, peer, payload, timeout_s)
+        return await self._ask(flow, peer, payload, timeout_s, sealed)
 
     async def request_any(
         self,
@@ -569,25 +589,40 @@ class Node:
 
     # ---- requests ------------------------------------------------------------------------------------
 
-    async def _ask(self, flow: Flow, peer: bytes | None, payload: Payload, timeout_s: float) -> bytes:
+    async def _ask(
+        self, flow: Flow, peer: bytes | None, payload: Payload, timeout_s: float, sealed: bool = False
+    ) -> bytes:
         with self._requests.open(peer) as request, anyio.move_on_after(timeout_s):
-            await self._send_request(flow, request, payload)
+            body = request.request_id + octets(payload)
+            if sealed and peer is not None:
+                request.receipt = await self._send_sealed(peer, flow.traffic_class, Content.REQUEST, body)
+            else:
+                request.receipt = await self._publisher.queue(flow, body)
             return await request.answer.wait()
         raise RequestTimeout(f"{flow.about}: no answer in {timeout_s:g} s")
-
-    async def _send_request(self, flow: Flow, request: Request, payload: Payload) -> None:
-        request.receipt = await self._publisher.queue(flow, request.request_id + octets(payload))
 
     async def _respond(self, message: Message, status: int, body: bytes) -> Receipt | Delivery:
         if not message.is_request:
             raise ValueError("only a request can be answered; send the node a message of its own")
+        peer, traffic_class = message.sender, message.traffic_class
         payload = response(message.request_id, status, body)
+        # SPEC sealed.md: A node MUST answer a sealed request by a sealed response.
         if message.is_reliable:
             return await self._reliable.post(
-                message.sender, message.traffic_class, Content.RESPONSE, payload, EXPIRES_S
+                peer, traffic_class, Content.RESPONSE, payload, EXPIRES_S, is_sealed=message.is_sealed
             )
-        flow = self._publisher.to_peer(message.sender, message.traffic_class, Content.RESPONSE)
-        return await self._publisher.queue(flow, payload)
+        if message.is_sealed:
+            return await self._send_sealed(peer, traffic_class, Content.RESPONSE, payload)
+        return await self._publisher.queue(self._publisher.to_peer(peer, traffic_class, Content.RESPONSE), payload)
+
+    async def _send_sealed(
+        self, peer: bytes, traffic_class: int, content: int, payload: bytes, wait: bool = False
+    ) -> Receipt:
+        flow = self._publisher.to_peer(peer, traffic_class, Content.SEALED)
+        size = len(payload) + OVERHEAD_BYTES
+        if self._publisher.must_wait(flow, size) or wait:
+            await self._publisher.admit(flow, size, wait)
+        return self._outbox.put(flow, self._sealing.seal(peer, traffic_class, content, payload))
 
     # ---- the life of connections ---------------------------------------------------------------------
 
@@ -744,10 +779,18 @@ class Node:
             handler(self, message)
 
     def _on_deliver(self, message: Deliver) -> None:
-        content, payload, request_id = message.content, message.payload, b""
+        content, payload, request_id, is_sealed = message.content, message.payload, b"", False
         if content in _RELIABLE:
             self._reliable.on_deliver(message)
             return
+        # SPEC sealed.md: A receiver MUST ignore content 3 that does not arrive in mode 1.
+        if content == Content.SEALED and message.mode == Mode.UNICAST:
+            try:
+                content, payload = self._sealing.open(message.sender, message.traffic_class, payload)
+            except SealBroken:
+                self._ignored += 1
+                return
+            is_sealed = True
         if content == Content.RESPONSE:
             if not self._requests.on_response(message.sender, payload):
                 self._ignored += 1
@@ -758,8 +801,11 @@ class Node:
             self._ignored += 1
             return
         self._received += 1
+        traffic_class = message.traffic_class
         self._inbox.put(
-            Message(message.sender, message.room, message.mode, message.traffic_class, content, payload, request_id)
+            Message(
+                message.sender, message.room, message.mode, traffic_class, content, payload, request_id, is_sealed
+            )
         )
 
     def _on_gap(self, message: Gap) -> None:
@@ -779,7 +825,7 @@ class Node:
 
     def _refused(self, verdicts: Verdicts, message: Reject) -> None:
         refused, flow = verdicts.judge(message)
-        is_request = flow is not None and flow.content == Content.REQUEST
+        is_request = flow is not None and flow.content in (Content.REQUEST, Content.SEALED)
         if is_request and self._requests.refuse(refused, verdicts.connection):
             return
         if self._reliable.on_reject(refused, verdicts):

@@ -18,6 +18,7 @@ from awesomeconnect.client.outbox import Outbox
 from awesomeconnect.client.publishing import Publisher
 from awesomeconnect.client.receipts import Receipt, Verdicts
 from awesomeconnect.client.requests import ID_BYTES, Requests
+from awesomeconnect.client.sealed import Sealing
 from awesomeconnect.client.waiting import Signal, loop_clock
 from awesomeconnect.errors import AwesomeConnectError, Expired, OutcomeUnknown, Refused, RequestTimeout
 from awesomeconnect.identity import short_key
@@ -28,6 +29,7 @@ from awesomeconnect.reliable.settings import ReliableSettings
 from awesomeconnect.wire import cbor
 from awesomeconnect.wire.fields import MAX_ATTRIBUTES, MAX_ATTRIBUTES_BYTES
 from awesomeconnect.wire.messages import Attributes, Content, Deliver, Mode
+from awesomeconnect.wire.sealing import OVERHEAD_BYTES, SealBroken
 
 #: What HELLO claims of a node that takes reliable messages.
 ATTRIBUTE = "ac:reliable"
@@ -60,6 +62,7 @@ class Reliable:
         outbox: Outbox,
         inbox: Inbox,
         requests: Requests,
+        sealing: Sealing,
         is_manual: bool,
         kept_problems: int,
         check_open: Callable[[], None],
@@ -71,6 +74,7 @@ class Reliable:
         self._outbox = outbox
         self._inbox = inbox
         self._requests = requests
+        self._sealing = sealing
         self._is_manual = is_manual
         self._check_open = check_open
         self._problems: deque[AwesomeConnectError] = deque(maxlen=kept_problems)
@@ -104,6 +108,8 @@ class Reliable:
         content: int,
         payload: bytes,
         expires_s: float,
+        *,
+        is_sealed: bool = False,
         on_failure: Callable[[AwesomeConnectError], None] | None = None,
     ) -> Delivery:
         """Take a message, as soon as the outbox has room for it; see `Node.post`.
@@ -115,23 +121,28 @@ class Reliable:
         if not 1 <= expires_ms <= MAX_EXPIRES_MS:
             raise ValueError(f"expires_s is between 0.001 and {MAX_EXPIRES_MS // 1000}, not {expires_s}")
         flow = self._publisher.to_peer(peer, traffic_class, Content.RELIABLE)
+        if is_sealed:
+            self._sealing.check(peer)
         await self._publisher.take_turns(len(payload))
         while True:
             self._check_open()
-            self._publisher.check_size(flow, len(payload) + SEGMENT_BYTES)
+            self._publisher.check_size(flow, len(payload) + SEGMENT_BYTES + is_sealed * OVERHEAD_BYTES)
             if self.endpoint.has_room(len(payload)):
                 break
             await self._freed.wait()
         delivery = Delivery(flow.about, on_failure or self._problems.append)
-        self.endpoint.post(peer, traffic_class, content, payload, self._now_ms(), expires_ms, delivery)
+        outer = Content.SEALED if is_sealed else content
+        entry = self.endpoint.post(peer, traffic_class, outer, payload, self._now_ms(), expires_ms, delivery)
+        if is_sealed:  # now that its sequence is known; nothing has left yet
+            entry.payload = self._sealing.seal_segment(peer, traffic_class, entry.sequence, content, payload)
         self._look()
         return delivery
 
     async def send(
-        self, peer: bytes, traffic_class: int, content: int, payload: bytes, expires_s: float
+        self, peer: bytes, traffic_class: int, content: int, payload: bytes, expires_s: float, is_sealed: bool
     ) -> Delivery:
         """Send a message and wait; see `Node.send`."""
-        delivery = await self.post(peer, traffic_class, content, payload, expires_s)
+        delivery = await self.post(peer, traffic_class, content, payload, expires_s, is_sealed=is_sealed)
         await delivery.wait(until_held=anyio.get_current_task().id == self._consumer)
         return delivery
 
@@ -145,7 +156,9 @@ class Reliable:
         self._look()
         return self._outbox.put(flow, segment)
 
-    async def request(self, peer: bytes, traffic_class: int, payload: bytes, timeout_s: float) -> bytes:
+    async def request(
+        self, peer: bytes, traffic_class: int, payload: bytes, timeout_s: float, is_sealed: bool
+    ) -> bytes:
         """Ask and wait for the answer; see `Node.request`."""
         with self._requests.open(peer) as request, anyio.move_on_after(timeout_s):
 
@@ -153,7 +166,15 @@ class Reliable:
                 if not isinstance(error, Expired | OutcomeUnknown):  # those come with the timeout
                     request.answer.fail(error)
 
-            await self.post(peer, traffic_class, Content.REQUEST, request.request_id + payload, timeout_s, fail)
+            await self.post(
+                peer,
+                traffic_class,
+                Content.REQUEST,
+                request.request_id + payload,
+                timeout_s,
+                is_sealed=is_sealed,
+                on_failure=fail,
+            )
             return await request.answer.wait()
         raise RequestTimeout(f"request to {short_key(peer)}: no answer in {timeout_s:g} s")
 
@@ -207,6 +228,21 @@ class Reliable:
             self._inbox.put_gap(GapReport(room, sender, traffic_class, last - first + 1, 0, 0, sequences=sequences))
             return
         content, payload, request_id = arrival.content, arrival.payload, b""
+        is_sealed = content == Content.SEALED
+        if is_sealed:
+            stream = arrival.origin
+            try:
+                if stream is None:
+                    raise SealBroken("sealed to a room")
+                content, payload = self._sealing.open_segment(
+                    arrival.sender, arrival.traffic_class, stream.incarnation, arrival.sequence, payload
+                )
+            except SealBroken:
+                # SPEC sealed.md: A receiver MUST NOT acknowledge a segment whose box does not open.
+                self.endpoint.ignored += 1
+                if stream is not None:
+                    stream.spoiled(arrival)
+                return
         if content == Content.RESPONSE:
             self._requests.on_response(arrival.sender, payload)
             self.endpoint.taken(arrival, self._now_ms())
@@ -222,7 +258,15 @@ class Reliable:
         mode = Mode.UNICAST if arrival.room is None else Mode.BROADCAST
         self._inbox.add(
             Message(
-                arrival.sender, arrival.room, mode, arrival.traffic_class, content, payload, request_id, arrival
+                arrival.sender,
+                arrival.room,
+                mode,
+                arrival.traffic_class,
+                content,
+                payload,
+                request_id,
+                is_sealed,
+                arrival,
             )
         )
 

@@ -127,7 +127,7 @@ class IncomingStream:
         if arrival.sequence < self.next:
             return False
         if arrival.expires_at_ms <= now_ms:
-            self._gone.add(arrival.sequence)
+            self.spoiled(arrival)
             return False
         return True
 
@@ -140,6 +140,11 @@ class IncomingStream:
                 self._skip_taken()
         elif sequence > self.next:
             self._taken.add(sequence)
+
+    def spoiled(self, arrival: Arrival) -> None:
+        """A message is of no use: it is neither handed over nor acknowledged."""
+        if arrival.sequence >= self.next:
+            self._gone.add(arrival.sequence)
 
     def ack(self, receiver: bytes) -> Ack:
         """What to tell the sender now."""
