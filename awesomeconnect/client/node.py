@@ -67,6 +67,7 @@ from awesomeconnect.errors import (
 )
 from awesomeconnect.identity import Identity, RelayAddress
 from awesomeconnect.reliable.segments import incarnation_bytes
+from awesomeconnect.reliable.stores import OutboxStore, TakenStore
 from awesomeconnect.shaping.ats import NS_PER_S
 from awesomeconnect.wire.messages import (
     REVISION,
@@ -147,6 +148,8 @@ class Node:
         attributes: Attributes,
         settings: ClientSettings,
         is_manual: bool = False,
+        outbox_store: OutboxStore | None = None,
+        taken_store: TakenStore | None = None,
     ) -> None:
         self._identity = identity
         self._attributes = attributes
@@ -186,6 +189,9 @@ class Node:
             is_manual,
             settings.kept_problems,
             self._check_open,
+            settings.process.now_ms(),
+            outbox_store,
+            taken_store,
         )
         self._publisher.more_problems = self._reliable.take_problems
         self._dialler = Dialler(addresses, identity, settings, self._hello)
@@ -960,6 +966,8 @@ async def connect(
     rooms: Iterable[str] = (),
     timeout_s: float = 10.0,
     ack: Literal["auto", "manual"] = "auto",
+    outbox_store: OutboxStore | None = None,
+    taken_store: TakenStore | None = None,
     settings: ClientSettings | None = None,
 ) -> AsyncIterator[Node]:
     """Connect to a relay, for as long as the ``async with`` block lasts.
@@ -972,6 +980,11 @@ async def connect(
         timeout_s: for the first connection.
         ack: when a reliable message counts as delivered: when the node has returned it, or when the application
             calls `Node.ack`.
+        outbox_store: keeps reliable messages of this node across its restarts, for example a `SQLiteStore`. Give it
+            with the identity that it was first used with.
+        taken_store: keeps what this node has taken, so that it takes nothing twice after a restart. With
+            ``ack="auto"`` a message is noted before the application gets it, so a crash may lose the one in hand;
+            with "manual" it is noted by `Node.ack`, so a crash may repeat it.
         settings: bounds and patience.
 
     Yields:
@@ -998,7 +1011,15 @@ async def connect(
     for room in rooms:
         check_room(room)
     Hello(REVISION, Incarnation(0, bytes(8)), 0, attributes or {})  # checks the attributes
-    node = Node(addresses, identity, dict(attributes or {}), settings or ClientSettings(), ack == "manual")
+    node = Node(
+        addresses,
+        identity,
+        dict(attributes or {}),
+        settings or ClientSettings(),
+        ack == "manual",
+        outbox_store,
+        taken_store,
+    )
     problem: BaseException | None = None
     try:
         async with anyio.create_task_group() as tasks:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 
@@ -26,6 +27,7 @@ from awesomeconnect.reliable.endpoint import Endpoint
 from awesomeconnect.reliable.repair import Found, Gap
 from awesomeconnect.reliable.segments import MAX_EXPIRES_MS
 from awesomeconnect.reliable.settings import ReliableSettings
+from awesomeconnect.reliable.stores import OutboxStore, TakenStore
 from awesomeconnect.wire import cbor
 from awesomeconnect.wire.fields import MAX_ATTRIBUTES, MAX_ATTRIBUTES_BYTES
 from awesomeconnect.wire.messages import Attributes, Content, Deliver, Mode
@@ -50,6 +52,7 @@ class Reliable:
         is_manual: the application acknowledges what it has taken.
         kept_problems: failures of messages that nobody waited for, kept for `Node.flush`.
         check_open: raises when the node is closed.
+        unix_ms: the time now.
     """
 
     def __init__(
@@ -66,9 +69,17 @@ class Reliable:
         is_manual: bool,
         kept_problems: int,
         check_open: Callable[[], None],
+        unix_ms: int,
+        outbox_store: OutboxStore | None,
+        taken_store: TakenStore | None,
     ) -> None:
-        self.endpoint = Endpoint(incarnation, secret, settings, random)
         self._clock = loop_clock()
+        self._problems: deque[AwesomeConnectError] = deque(maxlen=kept_problems)
+        now_ms = self._now_ms()
+        self.endpoint = Endpoint(incarnation, secret, settings, random, outbox_store, taken_store, unix_ms - now_ms)
+        self.endpoint.unicast.restore(
+            lambda peer: Delivery(f"send to {short_key(peer)}", self._problems.append), now_ms
+        )
         self._settings = settings
         self._publisher = publisher
         self._outbox = outbox
@@ -77,7 +88,6 @@ class Reliable:
         self._sealing = sealing
         self._is_manual = is_manual
         self._check_open = check_open
-        self._problems: deque[AwesomeConnectError] = deque(maxlen=kept_problems)
         self._wake = Signal()
         self._wakes_ms: int | None = None  # when the task looks again by itself
         self._freed = Signal()
@@ -131,12 +141,26 @@ class Reliable:
                 break
             await self._freed.wait()
         delivery = Delivery(flow.about, on_failure or self._problems.append)
-        outer = Content.SEALED if is_sealed else content
-        entry = self.endpoint.post(peer, traffic_class, outer, payload, self._now_ms(), expires_ms, delivery)
-        if is_sealed:  # now that its sequence is known; nothing has left yet
-            entry.payload = self._sealing.seal_segment(peer, traffic_class, entry.sequence, content, payload)
+        now_ms = self._now_ms()
+        if is_sealed:
+            self.endpoint.post(
+                peer,
+                traffic_class,
+                Content.SEALED,
+                payload,
+                now_ms,
+                expires_ms,
+                delivery,
+                partial(self._seal, peer, traffic_class, content),
+            )
+        else:
+            self.endpoint.post(peer, traffic_class, content, payload, now_ms, expires_ms, delivery)
         self._look()
         return delivery
+
+    def _seal(self, peer: bytes, traffic_class: int, content: int, sequence: int, payload: bytes) -> bytes:
+        incarnation = self.endpoint.unicast.incarnation
+        return self._sealing.seal_segment(peer, traffic_class, incarnation, sequence, content, payload)
 
     async def send(
         self, peer: bytes, traffic_class: int, content: int, payload: bytes, expires_s: float, is_sealed: bool

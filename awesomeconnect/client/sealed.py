@@ -72,11 +72,11 @@ class Sealing:
         self._guards[sender, traffic_class] = guard
         return opened
 
-    def seal_segment(self, peer: bytes, traffic_class: int, sequence: int, content: int, payload: bytes) -> bytes:
+    def seal_segment(
+        self, peer: bytes, traffic_class: int, incarnation: bytes, sequence: int, content: int, payload: bytes
+    ) -> bytes:
         """The payload of a segment that carries a sealed message to a peer that was checked."""
-        return self._sealer.seal(
-            peer, Place(IN_SEGMENT, traffic_class, self._incarnation, sequence), content, payload
-        )
+        return self._sealer.seal(peer, Place(IN_SEGMENT, traffic_class, incarnation, sequence), content, payload)
 
     def open_segment(
         self, sender: bytes, traffic_class: int, incarnation: bytes, sequence: int, box: bytes
