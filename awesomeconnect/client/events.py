@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TypeAlias
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from awesomeconnect.client.waiting import Signal
 from awesomeconnect.errors import code_label
 from awesomeconnect.identity import RelayAddress
+from awesomeconnect.reliable.receiver import Arrival
 from awesomeconnect.wire.messages import Content, Member
 
 
@@ -28,6 +29,8 @@ class Message:
         content: ``Content.APPLICATION`` or ``Content.REQUEST``.
         payload: what the application sent.
         request_id: names the request in the answer; empty for everything else.
+        is_sealed: only the sender and this node could make and read it, not the relay.
+        origin: its place in a reliable stream, for the library; None for a plain message.
     """
 
     sender: bytes
@@ -37,6 +40,13 @@ class Message:
     content: int
     payload: bytes
     request_id: bytes = b""
+    is_sealed: bool = False
+    origin: Arrival | None = field(default=None, eq=False, repr=False)
+
+    @property
+    def is_reliable(self) -> bool:
+        """Whether it was sent with ``reliable=True``."""
+        return self.origin is not None
 
     @property
     def is_request(self) -> bool:
@@ -93,7 +103,10 @@ class GapReport:
         room: theirs; None when they were not of one room.
         sender: theirs; None when they were not of one sender.
         lost_bytes: size of their DELIVER frames, or of their payloads when they were lost here.
+        code: why; 0 for reliable messages.
         local: the application took messages too slowly and this node's own inbox was full.
+        sequences: of reliable messages of one sender to a room that could not be repaired; None for others. The
+            relay's reports have none, and may count reliable messages: those are repaired, or reported once more.
     """
 
     room: str | None
@@ -103,6 +116,7 @@ class GapReport:
     lost_bytes: int
     code: int
     local: bool = False
+    sequences: range | None = None
 
 
 @frozen

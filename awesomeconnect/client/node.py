@@ -18,13 +18,14 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal, overload
 
 import anyio
 from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskGroup, TaskStatus
 from attrs import frozen
 
+from awesomeconnect.client.delivery import Delivery
 from awesomeconnect.client.dialler import Dialler
 from awesomeconnect.client.events import (
     Connected,
@@ -43,12 +44,15 @@ from awesomeconnect.client.events import (
 )
 from awesomeconnect.client.inbox import Inbox
 from awesomeconnect.client.link import Limits, Link
-from awesomeconnect.client.outbox import Outbox, over_burst, too_large
+from awesomeconnect.client.outbox import Outbox
 from awesomeconnect.client.pauses import Pauses
+from awesomeconnect.client.publishing import Payload, Publisher, check_room, octets
 from awesomeconnect.client.receipts import TOKEN_BYTES, Flow, Receipt, Verdicts
 from awesomeconnect.client.reconnect import move_delay_s
-from awesomeconnect.client.requests import ANSWERED, FAILED, ID_BYTES, Request, Requests, response
+from awesomeconnect.client.reliable import Reliable
+from awesomeconnect.client.requests import ANSWERED, FAILED, ID_BYTES, Requests, response
 from awesomeconnect.client.rooms import Rooms
+from awesomeconnect.client.sealed import Sealing
 from awesomeconnect.client.settings import ClientSettings
 from awesomeconnect.client.waiting import Answer, Signal
 from awesomeconnect.client.watch import Watch
@@ -60,9 +64,10 @@ from awesomeconnect.errors import (
     ConnectionEnded,
     ErrorCode,
     RequestTimeout,
-    RoomRefused,
 )
-from awesomeconnect.identity import KEY_BYTES, Identity, RelayAddress
+from awesomeconnect.identity import Identity, RelayAddress
+from awesomeconnect.reliable.segments import incarnation_bytes
+from awesomeconnect.reliable.stores import OutboxStore, TakenStore
 from awesomeconnect.shaping.ats import NS_PER_S
 from awesomeconnect.wire.messages import (
     REVISION,
@@ -79,6 +84,7 @@ from awesomeconnect.wire.messages import (
     Left,
     Member,
     MembersPage,
+    Mode,
     Pause,
     Ping,
     Pong,
@@ -86,22 +92,19 @@ from awesomeconnect.wire.messages import (
     Reject,
     Resume,
     TrafficClass,
-    room_name_problem,
 )
 from awesomeconnect.wire.messages import Message as WireMessage
+from awesomeconnect.wire.sealing import OVERHEAD_BYTES, SealBroken
 
 log = logging.getLogger("awesomeconnect.client")
 
-Payload = bytes | bytearray | memoryview
-
-#: A publisher, or somebody who reads without waiting, lets others run after this much.
-TURN_BYTES = 64 << 10
+_RELIABLE = frozenset({Content.RELIABLE, Content.REPAIR})
+#: Codes of LEFT after which a node is not in the room.
+_OUT = (ErrorCode.OK, ErrorCode.EVICTED, ErrorCode.CAPABILITY_REQUIRED, ErrorCode.CAPABILITY_INVALID)
+#: How long a reliable message is tried: as long as a restart takes.
+EXPIRES_S = 60.0
+#: Somebody who reads without waiting lets others run after this many.
 TURN_MESSAGES = 512
-#: A message counts for at least this much.
-MESSAGE_COST_BYTES = 64
-#: Destinations whose flows are remembered.
-MAX_FLOWS = 1_024
-_HANDED_OUT = frozenset({Content.APPLICATION, Content.REQUEST})
 
 
 @frozen
@@ -112,6 +115,7 @@ class NodeStatistics:
         connections: how often it was connected.
         queued_messages, queued_bytes: not sent yet.
         undecided_bytes: sent or queued, without a verdict of the relay.
+        reliable_bytes: reliable messages that no receiver has taken yet.
         received_messages: handed to the inbox.
         inbox_bytes: waiting for the application.
         lost_messages: lost in this node, because the application took too few.
@@ -122,6 +126,7 @@ class NodeStatistics:
     queued_messages: int
     queued_bytes: int
     undecided_bytes: int
+    reliable_bytes: int
     received_messages: int
     inbox_bytes: int
     lost_messages: int
@@ -142,6 +147,9 @@ class Node:
         identity: Identity,
         attributes: Attributes,
         settings: ClientSettings,
+        is_manual: bool = False,
+        outbox_store: OutboxStore | None = None,
+        taken_store: TakenStore | None = None,
     ) -> None:
         self._identity = identity
         self._attributes = attributes
@@ -164,10 +172,29 @@ class Node:
         self._events = EventLog(settings.kept_events)
         self._rooms = Rooms(self._tell, self._connected, lambda room, code: self._report(RoomLost(room, code)))
         self._requests = Requests(settings.process.random_bytes)
-        self._dialler = Dialler(addresses, identity, settings, self._hello)
-        self._publish_flows: dict[tuple[str, int], Flow] = {}
-        self._other_flows: dict[tuple[Any, ...], Flow] = {}
         self._pauses = Pauses(lambda: self._outbox.flush().answer.wait())
+        incarnation = incarnation_bytes(settings.process.new_run())
+        self._sealing = Sealing(identity, incarnation)
+        self._publisher = Publisher(self._outbox, self._pauses, settings.window_bytes, self._connected)
+        self._reliable = Reliable(
+            incarnation,
+            settings.process.random_bytes(32),
+            settings.reliable,
+            settings.random,
+            self._publisher,
+            self._outbox,
+            self._inbox,
+            self._requests,
+            self._sealing,
+            is_manual,
+            settings.kept_problems,
+            self._check_open,
+            settings.process.now_ms(),
+            outbox_store,
+            taken_store,
+        )
+        self._publisher.more_problems = self._reliable.take_problems
+        self._dialler = Dialler(addresses, identity, settings, self._hello)
         self._pings: dict[bytes, Answer[float]] = {}
         self._tasks: TaskGroup  # of connections; there is one while the node lives
         self._link: Link | None = None  # while it is up
@@ -177,12 +204,10 @@ class Node:
         self._former: dict[Link, Verdicts] = {}  # connections that were left and have not ended
         self._relay = addresses[0]
         self._limits = Limits()
-        self._payload_bytes = 0
         self._closing = False
         self._ended: Exception | None = None
         self._is_over = False
         self._changed = Signal()  # connected, disconnected, or over
-        self._turn_bytes = 0
         self._turn_messages = 0
         self._connections = 0
         self._received = 0
@@ -217,6 +242,7 @@ class Node:
             self._outbox.queued_messages,
             self._outbox.queued_bytes,
             self._outbox.undecided_bytes,
+            self._reliable.held_bytes,
             self._received,
             self._inbox.queued_bytes,
             self._inbox.lost,
@@ -232,6 +258,7 @@ class Node:
         *,
         traffic_class: int = TrafficClass.DATA,
         wait: bool = False,
+        reliable: bool = False,
     ) -> Receipt:
         """Queue a message to all other members of a room; the node need not be one.
 
@@ -244,6 +271,9 @@ class Node:
             traffic_class: 0..6.
             wait: also wait while a receiver is behind, and keep at most 1 MiB without the relay's verdict: so
                 that a stream arrives whole at slow readers.
+            reliable: members that miss it, because of a broken connection, a restart of the relay or a full queue,
+                ask this node for it and get it in its place, or one `GapReport` with ``sequences``. This node keeps
+                what it published for that, 8 MiB for 5 minutes at most. Nobody acknowledges.
 
         Returns:
             The receipt. Refusals, for example when nobody is in the room, come with `flush`.
@@ -253,11 +283,14 @@ class Node:
             RoomRefused: the room's name is not valid.
             LinkError: the node is closed, or there will be no connection any more.
         """
-        flow = self._publish_flows.get((room, traffic_class)) or self._publish_flow(room, traffic_class)
+        if reliable:
+            return await self._reliable.publish(room, traffic_class, octets(payload), wait)
+        publisher = self._publisher
+        flow = publisher.to_room(room, traffic_class)
         if type(payload) is not bytes:
-            payload = _octets(payload)
-        if self._must_wait(flow, len(payload)) or wait:
-            await self._admit(flow, len(payload), wait)
+            payload = octets(payload)
+        if publisher.must_wait(flow, len(payload)) or wait:
+            await publisher.admit(flow, len(payload), wait)
         return self._outbox.put(flow, payload)
 
     def publish_nowait(self, room: str, payload: Payload, *, traffic_class: int = TrafficClass.DATA) -> Receipt:
@@ -268,16 +301,35 @@ class Node:
                 let the message leave yet.
             PayloadTooLarge, RoomRefused, LinkError: as `publish`.
         """
-        flow = self._publish_flows.get((room, traffic_class)) or self._publish_flow(room, traffic_class)
-        if type(payload) is not bytes:
-            payload = _octets(payload)
+        flow = self._publisher.to_room(room, traffic_class)
         self._check_open()
-        if self._link is None:
-            raise anyio.WouldBlock
-        self._check_size(flow, len(payload))
-        if self._outbox.is_full(flow, len(payload)) or self._outbox.is_early(flow, len(payload)):
-            raise anyio.WouldBlock
-        return self._outbox.put(flow, payload)
+        return self._publisher.queue_nowait(flow, octets(payload))
+
+    @overload
+    async def send(
+        self,
+        peer: bytes,
+        payload: Payload,
+        *,
+        traffic_class: int = ...,
+        wait: bool = ...,
+        sealed: bool = ...,
+        reliable: Literal[False] = ...,
+        expires_s: float = ...,
+    ) -> Receipt: ...
+
+    @overload
+    async def send(
+        self,
+        peer: bytes,
+        payload: Payload,
+        *,
+        traffic_class: int = ...,
+        wait: bool = ...,
+        sealed: bool = ...,
+        reliable: Literal[True],
+        expires_s: float = ...,
+    ) -> Delivery: ...
 
     async def send(
         self,
@@ -286,13 +338,60 @@ class Node:
         *,
         traffic_class: int = TrafficClass.DATA,
         wait: bool = False,
-    ) -> Receipt:
-        """Queue a message to one node, by its public key (32 bytes). Everything else as `publish`.
+        sealed: bool = False,
+        reliable: bool = False,
+        expires_s: float = EXPIRES_S,
+    ) -> Receipt | Delivery:
+        """Send a message to one node, by its public key (32 bytes).
+
+        Plain, it is queued; everything else as `publish`. With ``reliable=True`` it is sent again across broken
+        connections and restarts of the relay, and `send` returns when the peer's application has taken it.
+
+        In the task that iterates over this node, a reliable `send` returns as soon as the peer holds the message
+        for its application: two nodes that send to each other while they handle messages would wait for each
+        other for ever. It stays on its way; should it not be taken, `flush` says so.
+
+        Args:
+            sealed: so that the relay can neither read nor make it (protocol-spec/sealed.md); the peer sees
+                ``message.is_sealed``.
+            expires_s: how long a reliable message is tried, at most a day; what waits for room counts from then.
 
         Raises:
             ValueError: the key does not have 32 bytes.
+            Expired, OutcomeUnknown, Declined, Refused: as `Delivery.wait`.
         """
-        return await self._queue(self._send_flow(peer, traffic_class), payload, wait)
+        if reliable:
+            return await self._reliable.send(
+                peer, traffic_class, Content.APPLICATION, octets(payload), expires_s, sealed
+            )
+        if sealed:
+            return await self._send_sealed(peer, traffic_class, Content.APPLICATION, octets(payload), wait)
+        flow = self._publisher.to_peer(peer, traffic_class)
+        return await self._publisher.queue(flow, octets(payload), wait)
+
+    async def post(
+        self,
+        peer: bytes,
+        payload: Payload,
+        *,
+        traffic_class: int = TrafficClass.DATA,
+        sealed: bool = False,
+        expires_s: float = EXPIRES_S,
+    ) -> Delivery:
+        """As `send` with ``reliable=True``, without waiting for the peer: for many messages at a time.
+
+        Waits only while the outbox is full (``ClientSettings.reliable.outbox_bytes``), connected or not.
+
+        Returns:
+            What to `Delivery.wait` for. When nobody does, `flush` raises why a message was not delivered.
+        """
+        return await self._reliable.post(
+            peer, traffic_class, Content.APPLICATION, octets(payload), expires_s, is_sealed=sealed
+        )
+
+    def ack(self, message: Message) -> None:
+        """Stand for a reliable message that was taken, when the node was made with ``ack="manual"``."""
+        self._reliable.ack(message)
 
     async def send_any(
         self,
@@ -303,7 +402,8 @@ class Node:
         wait: bool = False,
     ) -> Receipt:
         """Queue a message to one other member of a room, which the relay chooses. Everything else as `publish`."""
-        return await self._queue(self._anycast_flow(room, traffic_class), payload, wait)
+        flow = self._publisher.to_any(room, traffic_class)
+        return await self._publisher.queue(flow, octets(payload), wait)
 
     async def flush(self) -> None:
         """Wait until the relay has judged everything that was queued before.
@@ -314,23 +414,7 @@ class Node:
             ExceptionGroup: of these, when there are several.
             LinkError: there will be no connection any more, and something was not sent.
         """
-        outbox = self._outbox
-        problems: list[AwesomeConnectError] = []
-        try:
-            while not outbox.is_settled:
-                await self._connected()
-                if await outbox.flush().answer.wait():
-                    break
-        except AwesomeConnectError as over:
-            problems.append(over)
-        await outbox.wait_for_former()
-        forgotten = outbox.problems.forgotten
-        problems[:0] = outbox.problems.take()
-        if len(problems) == 1:
-            raise problems[0]
-        if problems:
-            more = f", and {forgotten} more problems" if forgotten else ""
-            raise ExceptionGroup(f"messages since the last flush were not all accepted{more}", problems)
+        await self._publisher.flush()
 
     async def request(
         self,
@@ -339,8 +423,15 @@ class Node:
         *,
         timeout_s: float = 10.0,
         traffic_class: int = TrafficClass.DATA,
+        sealed: bool = False,
+        reliable: bool = False,
     ) -> bytes:
         """Ask one node and return its answer.
+
+        Args:
+            sealed: as `send`; the answer is sealed, too.
+            reliable: go on across broken connections and restarts of the relay, in both directions, and wait for a
+                peer that is not there; what is raised below for a broken connection is not, then.
 
         Raises:
             RequestTimeout: no answer in ``timeout_s``.
@@ -349,8 +440,10 @@ class Node:
             OutcomeUnknown: the connection broke before the answer.
             ValueError, PayloadTooLarge, LinkError: as `send`.
         """
-        flow = self._send_flow(peer, traffic_class, Content.REQUEST)
-        return await self._ask(flow, peer, payload, timeout_s)
+        if reliable:
+            return await self._reliable.request(peer, traffic_class, octets(payload), timeout_s, sealed)
+        flow = self._publisher.to_peer(peer, traffic_class, Content.REQUEST)
+        return await self._ask(flow, peer, payload, timeout_s, sealed)
 
     async def request_any(
         self,
@@ -361,19 +454,19 @@ class Node:
         traffic_class: int = TrafficClass.DATA,
     ) -> bytes:
         """Ask any one other member of a room, which the relay chooses. Everything else as `request`."""
-        flow = self._anycast_flow(room, traffic_class, Content.REQUEST)
+        flow = self._publisher.to_any(room, traffic_class, Content.REQUEST)
         return await self._ask(flow, None, payload, timeout_s)
 
-    async def reply(self, message: Message, payload: Payload) -> Receipt:
-        """Answer a request, in its class.
+    async def reply(self, message: Message, payload: Payload) -> Receipt | Delivery:
+        """Answer a request, in its class, reliably if it came so. Waits for nobody's acknowledgement.
 
         Raises:
             ValueError: the message is not a request.
             PayloadTooLarge, LinkError: as `send`.
         """
-        return await self._respond(message, ANSWERED, _octets(payload))
+        return await self._respond(message, ANSWERED, octets(payload))
 
-    async def reply_error(self, message: Message, text: str) -> Receipt:
+    async def reply_error(self, message: Message, text: str) -> Receipt | Delivery:
         """Answer a request with an error: its `request` raises RequestFailed with this text."""
         return await self._respond(message, FAILED, text.encode())
 
@@ -391,14 +484,19 @@ class Node:
         if self._turn_messages >= TURN_MESSAGES:
             self._turn_messages = 0
             await anyio.lowlevel.checkpoint()
-        while (message := self._inbox.take()) is None:
-            if self._is_over:
-                if self._ended is None:
-                    raise StopAsyncIteration
-                raise self._ended.with_traceback(None)
-            self._turn_messages = 0
-            await self._inbox.arrived.wait()
-        return message
+        elif self._turn_messages == 1:
+            self._reliable.note_consumer()
+        while True:
+            message = self._inbox.take()
+            if message is None:
+                if self._is_over:
+                    if self._ended is None:
+                        raise StopAsyncIteration
+                    raise self._ended.with_traceback(None)
+                self._turn_messages = 0
+                await self._inbox.arrived.wait()
+            elif message.origin is None or self._reliable.hand_over(message):
+                return message
 
     def events(self) -> EventReader:
         """What happens to the node's connection, from the oldest event that is kept. Ends with the node."""
@@ -420,14 +518,14 @@ class Node:
             RoomRefused: the relay does not let the node in, or the name is not valid.
             LinkError: as `publish`.
         """
-        _check_room(room)
+        check_room(room)
         self._check_open()
         flags = (JoinFlags.WATCH if watch else JoinFlags.NONE) | (JoinFlags.OBSERVE if observe else JoinFlags.NONE)
         return await self._rooms.join(room, flags)
 
     async def leave(self, room: str) -> None:
         """Leave a room, after everything that was queued before. Returns when the relay has said so."""
-        _check_room(room)
+        check_room(room)
         self._check_open()
         await self._rooms.leave(room)
 
@@ -438,7 +536,7 @@ class Node:
             RoomRefused: it is neither.
             LinkError: as `publish`.
         """
-        _check_room(room)
+        check_room(room)
         self._check_open()
         return (await self._rooms.members(room))[1]
 
@@ -452,7 +550,7 @@ class Node:
             RoomRefused: the relay does not let the node look, or not any more.
             LinkError: as `publish`.
         """
-        _check_room(room)
+        check_room(room)
         self._check_open()
         return Watch(self._rooms, room)
 
@@ -480,8 +578,11 @@ class Node:
         """
         if not self._closing:
             self._closing = True
+            self._publisher.is_open = False
             self._changed.notify()
             if self._link is not None:
+                self._reliable.flush()
+                self._reliable.down()  # nothing may follow CLOSE
                 self._link.close()
         departed = -1
         while self._link is not None and departed != (departed := sum(self._outbox.departed)):
@@ -492,96 +593,42 @@ class Node:
             self._link.end(ConnectionBroken("the relay did not answer CLOSE"))
         self._finish(None)
 
-    # ---- sending: what the methods above share -------------------------------------------------------
+    # ---- requests ------------------------------------------------------------------------------------
 
-    def _publish_flow(self, room: str, traffic_class: int) -> Flow:
-        flows = self._publish_flows
-        _check_room(room)
-        _make_space(flows)
-        flow = flows[room, traffic_class] = Flow.publish(room, traffic_class, Content.APPLICATION)
-        return flow
-
-    def _send_flow(self, peer: bytes, traffic_class: int, content: int = Content.APPLICATION) -> Flow:
-        flow = self._other_flows.get((peer, traffic_class, content))
-        if flow is None:
-            if not isinstance(peer, bytes) or len(peer) != KEY_BYTES:
-                raise AddressError(f"a peer is {KEY_BYTES} bytes of public key (parse_key reads the text form)")
-            _make_space(self._other_flows)
-            flow = self._other_flows[peer, traffic_class, content] = Flow.send(peer, traffic_class, content)
-        return flow
-
-    def _anycast_flow(self, room: str, traffic_class: int, content: int = Content.APPLICATION) -> Flow:
-        flow = self._other_flows.get((room, traffic_class, content))
-        if flow is None:
-            _check_room(room)
-            _make_space(self._other_flows)
-            flow = self._other_flows[room, traffic_class, content] = Flow.anycast(room, traffic_class, content)
-        return flow
-
-    async def _queue(self, flow: Flow, payload: Payload, wait: bool = False) -> Receipt:
-        octets = _octets(payload)
-        if self._must_wait(flow, len(octets)) or wait:
-            await self._admit(flow, len(octets), wait)
-        return self._outbox.put(flow, octets)
-
-    def _must_wait(self, flow: Flow, size: int) -> bool:
-        """Whether a message cannot be put at once, or not without a word."""
-        self._turn_bytes += size + MESSAGE_COST_BYTES
-        return (
-            self._turn_bytes > TURN_BYTES
-            or self._link is None
-            or self._closing
-            or size > self._payload_bytes
-            or self._outbox.is_full(flow, size)
-            or self._outbox.never_leaves(flow, size)
-        )
-
-    async def _admit(self, flow: Flow, size: int, wait: bool) -> None:
-        """Return when a message may be put."""
-        outbox = self._outbox
-        if self._turn_bytes > TURN_BYTES:
-            self._turn_bytes = 0
-            await anyio.lowlevel.checkpoint()
-        passed = False
-        while True:
-            await self._connected()
-            self._check_size(flow, size)
-            if outbox.is_full(flow, size):
-                await outbox.progress.wait()
-            elif not wait:
-                return
-            elif (undecided := outbox.undecided_bytes) and undecided + size > self._settings.window_bytes:
-                if not outbox.is_asking:
-                    outbox.flush()
-                await outbox.progress.wait()
-            elif (where := (flow.target, flow.traffic_class)) in self._pauses and not passed:
-                await self._pauses.passed(where)
-                passed = True
-            else:
-                return
-
-    def _check_size(self, flow: Flow, size: int) -> None:
-        if size > self._payload_bytes:
-            raise too_large(flow, size, self._payload_bytes)
-        # SPEC shaping.md: A client SHOULD tell the publisher at once when a message is longer than the cbs_bytes of
-        #   its contract.
-        if self._outbox.never_leaves(flow, size):
-            raise over_burst(flow, size)
-
-    async def _ask(self, flow: Flow, peer: bytes | None, payload: Payload, timeout_s: float) -> bytes:
+    async def _ask(
+        self, flow: Flow, peer: bytes | None, payload: Payload, timeout_s: float, sealed: bool = False
+    ) -> bytes:
         with self._requests.open(peer) as request, anyio.move_on_after(timeout_s):
-            await self._send_request(flow, request, payload)
+            body = request.request_id + octets(payload)
+            if sealed and peer is not None:
+                request.receipt = await self._send_sealed(peer, flow.traffic_class, Content.REQUEST, body)
+            else:
+                request.receipt = await self._publisher.queue(flow, body)
             return await request.answer.wait()
         raise RequestTimeout(f"{flow.about}: no answer in {timeout_s:g} s")
 
-    async def _send_request(self, flow: Flow, request: Request, payload: Payload) -> None:
-        request.receipt = await self._queue(flow, request.request_id + _octets(payload))
-
-    async def _respond(self, message: Message, status: int, body: bytes) -> Receipt:
+    async def _respond(self, message: Message, status: int, body: bytes) -> Receipt | Delivery:
         if not message.is_request:
             raise ValueError("only a request can be answered; send the node a message of its own")
-        flow = self._send_flow(message.sender, message.traffic_class, Content.RESPONSE)
-        return await self._queue(flow, response(message.request_id, status, body))
+        peer, traffic_class = message.sender, message.traffic_class
+        payload = response(message.request_id, status, body)
+        # SPEC sealed.md: A node MUST answer a sealed request by a sealed response.
+        if message.is_reliable:
+            return await self._reliable.post(
+                peer, traffic_class, Content.RESPONSE, payload, EXPIRES_S, is_sealed=message.is_sealed
+            )
+        if message.is_sealed:
+            return await self._send_sealed(peer, traffic_class, Content.RESPONSE, payload)
+        return await self._publisher.queue(self._publisher.to_peer(peer, traffic_class, Content.RESPONSE), payload)
+
+    async def _send_sealed(
+        self, peer: bytes, traffic_class: int, content: int, payload: bytes, wait: bool = False
+    ) -> Receipt:
+        flow = self._publisher.to_peer(peer, traffic_class, Content.SEALED)
+        size = len(payload) + OVERHEAD_BYTES
+        if self._publisher.must_wait(flow, size) or wait:
+            await self._publisher.admit(flow, size, wait)
+        return self._outbox.put(flow, self._sealing.seal(peer, traffic_class, content, payload))
 
     # ---- the life of connections ---------------------------------------------------------------------
 
@@ -677,18 +724,20 @@ class Node:
         raise error
 
     def _hello(self, incarnation: Incarnation, number: int) -> Hello:
-        return Hello(REVISION, incarnation, number, self._attributes, self._rooms.intents())
+        return Hello(REVISION, incarnation, number, self._reliable.offer(self._attributes), self._rooms.intents())
 
     def _up(self, link: Link, is_moved: bool) -> None:
         before = self._relay if is_moved else None
         self._connections += 1
         self._relay = link.address
         self._limits = link.limits
-        self._payload_bytes = link.limits.payload_bytes
+        self._publisher.payload_bytes = link.limits.payload_bytes
+        self._publisher.is_open = not self._closing
         self._outbox.opened(link.number, link.limits.payload_bytes, link.welcome.contracts)
         link.attach(self._outbox, self._on_message)
         self._link = link
         self._rooms.up()
+        self._reliable.up()
         for traffic_class in range(TrafficClass.CONTROL):
             if self._inbox.paused >> traffic_class & 1:
                 self._tell(Pause(None, traffic_class))
@@ -704,7 +753,9 @@ class Node:
 
     def _forget_link(self) -> None:
         self._link = None
+        self._publisher.is_open = False
         self._pauses.clear()
+        self._reliable.down()
         self._rooms.down()
         for answer in self._pings.values():
             answer.fail(ConnectionBroken("the connection ended before the relay answered"))
@@ -720,6 +771,7 @@ class Node:
         over = error or ConnectionEnded("the node is closed")
         self._rooms.end(error)
         self._requests.end(over)
+        self._reliable.end()
         self._outbox.progress.notify()
         self._inbox.arrived.notify()
         self._events.close()
@@ -733,7 +785,18 @@ class Node:
             handler(self, message)
 
     def _on_deliver(self, message: Deliver) -> None:
-        content, payload, request_id = message.content, message.payload, b""
+        content, payload, request_id, is_sealed = message.content, message.payload, b"", False
+        if content in _RELIABLE:
+            self._reliable.on_deliver(message)
+            return
+        # SPEC sealed.md: A receiver MUST ignore content 3 that does not arrive in mode 1.
+        if content == Content.SEALED and message.mode == Mode.UNICAST:
+            try:
+                content, payload = self._sealing.open(message.sender, message.traffic_class, payload)
+            except SealBroken:
+                self._ignored += 1
+                return
+            is_sealed = True
         if content == Content.RESPONSE:
             if not self._requests.on_response(message.sender, payload):
                 self._ignored += 1
@@ -744,8 +807,11 @@ class Node:
             self._ignored += 1
             return
         self._received += 1
+        traffic_class = message.traffic_class
         self._inbox.put(
-            Message(message.sender, message.room, message.mode, message.traffic_class, content, payload, request_id)
+            Message(
+                message.sender, message.room, message.mode, traffic_class, content, payload, request_id, is_sealed
+            )
         )
 
     def _on_gap(self, message: Gap) -> None:
@@ -765,8 +831,10 @@ class Node:
 
     def _refused(self, verdicts: Verdicts, message: Reject) -> None:
         refused, flow = verdicts.judge(message)
-        is_request = flow is not None and flow.content == Content.REQUEST
+        is_request = flow is not None and flow.content in (Content.REQUEST, Content.SEALED)
         if is_request and self._requests.refuse(refused, verdicts.connection):
+            return
+        if self._reliable.on_reject(refused, verdicts):
             return
         self._outbox.problems.note(refused)
         self._events.add(Refusal(refused.ordinals, refused.code, verdicts.connection))
@@ -858,9 +926,12 @@ class Node:
     def _on_joined(self, message: Joined) -> None:
         self._outbox.set_contracts(message.contracts, message.room)
         self._rooms.on_joined(message)
+        self._reliable.endpoint.rooms.joined(message.room, message.member_count)
 
     def _on_left(self, message: Left) -> None:
         self._rooms.on_left(message)
+        if message.code in _OUT:
+            self._reliable.endpoint.rooms.left(message.room)
 
     def _on_page(self, message: MembersPage) -> None:
         self._rooms.on_page(message)
@@ -894,6 +965,9 @@ async def connect(
     attributes: Attributes | None = None,
     rooms: Iterable[str] = (),
     timeout_s: float = 10.0,
+    ack: Literal["auto", "manual"] = "auto",
+    outbox_store: OutboxStore | None = None,
+    taken_store: TakenStore | None = None,
     settings: ClientSettings | None = None,
 ) -> AsyncIterator[Node]:
     """Connect to a relay, for as long as the ``async with`` block lasts.
@@ -904,6 +978,13 @@ async def connect(
         attributes: claims that others see in member lists; at most 16 text keys, 1 KiB encoded.
         rooms: to be joined at once.
         timeout_s: for the first connection.
+        ack: when a reliable message counts as delivered: when the node has returned it, or when the application
+            calls `Node.ack`.
+        outbox_store: keeps reliable messages of this node across its restarts, for example a `SQLiteStore`. Give it
+            with the identity that it was first used with.
+        taken_store: keeps what this node has taken, so that it takes nothing twice after a restart. With
+            ``ack="auto"`` a message is noted before the application gets it, so a crash may lose the one in hand;
+            with "manual" it is noted by `Node.ack`, so a crash may repeat it.
         settings: bounds and patience.
 
     Yields:
@@ -928,9 +1009,17 @@ async def connect(
         identity = Identity.load(identity)
     rooms = list(rooms)
     for room in rooms:
-        _check_room(room)
+        check_room(room)
     Hello(REVISION, Incarnation(0, bytes(8)), 0, attributes or {})  # checks the attributes
-    node = Node(addresses, identity, dict(attributes or {}), settings or ClientSettings())
+    node = Node(
+        addresses,
+        identity,
+        dict(attributes or {}),
+        settings or ClientSettings(),
+        ack == "manual",
+        outbox_store,
+        taken_store,
+    )
     problem: BaseException | None = None
     try:
         async with anyio.create_task_group() as tasks:
@@ -938,6 +1027,8 @@ async def connect(
             link = await node._dialler.dial(timeout_s)
             try:
                 await tasks.start(node._live, link)
+                tasks.start_soon(node._reliable.run)
+                tasks.start_soon(node._reliable.run_on)
                 await _all(joins, timeout_s)
                 try:
                     yield node
@@ -960,21 +1051,3 @@ async def _all(joins: list[Answer[Joined]], timeout_s: float) -> None:
             await join.wait()
         return
     raise ConnectFailed(f"the relay let the node in, but not into its rooms within {timeout_s:g} s")
-
-
-def _check_room(room: str) -> None:
-    problem = room_name_problem(room)
-    if problem is not None:
-        raise RoomRefused(f"room {room!r}: {problem}", ErrorCode.BAD_ROOM)
-
-
-def _octets(payload: Payload) -> bytes:
-    if not isinstance(payload, bytes | bytearray | memoryview):
-        raise TypeError(f"a payload is bytes, not {type(payload).__name__}; encode text with .encode()")
-    return bytes(payload)
-
-
-def _make_space(table: dict[Any, Any]) -> None:
-    """A flow costs a little when it is made anew, and nothing else: drop them all at times."""
-    if len(table) >= MAX_FLOWS:
-        table.clear()

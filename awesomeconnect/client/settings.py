@@ -10,6 +10,7 @@ from attrs import field, frozen
 from awesomeconnect.client.reconnect import THIS_PROCESS, Process
 from awesomeconnect.client.transport import Transport, dial
 from awesomeconnect.identity import RelayAddress
+from awesomeconnect.reliable.settings import ReliableSettings
 
 
 @frozen
@@ -49,6 +50,9 @@ class ClientSettings:
     #: Whether to dial relays that a relay names, beside those that the application gave. Their keys are in their
     #: addresses, and they are forgotten with the node.
     follows_alternates: bool = False
+
+    #: Bounds and patience of reliable messages.
+    reliable: ReliableSettings = field(factory=ReliableSettings)
 
     #: Makes connections; a simulated network gives its own.
     dial: Callable[[RelayAddress], Awaitable[Transport]] = dial
