@@ -114,10 +114,15 @@ class Resumed:
 
 @frozen
 class Refusal:
-    """The relay refused messages; `Node.flush` will raise it."""
+    """The relay refused messages; `Node.flush` will raise it.
+
+    Attributes:
+        ordinals, connection: as in their receipts.
+    """
 
     ordinals: range
     code: int
+    connection: int
 
     def __str__(self) -> str:
         return f"messages {self.ordinals.start} to {self.ordinals.stop - 1} refused: {code_label(self.code)}"
@@ -149,8 +154,9 @@ Event: TypeAlias = (
 def joined_event(last: Event, event: Event) -> Event | None:
     """One event that says what two in a row say, where there is one."""
     if isinstance(last, Refusal) and isinstance(event, Refusal):
-        if last.code == event.code and last.ordinals.stop == event.ordinals.start:
-            return Refusal(range(last.ordinals.start, event.ordinals.stop), event.code)
+        ordinals = range(last.ordinals.start, event.ordinals.stop)
+        if last.ordinals.stop == event.ordinals.start and evolve(last, ordinals=event.ordinals) == event:
+            return evolve(last, ordinals=ordinals)
     elif isinstance(last, GapReport) and isinstance(event, GapReport):
         return joined_gap(last, event)
     return None

@@ -723,7 +723,7 @@ class Node:
         if flow is not None and flow.content == Content.REQUEST and self._requests.refuse(refused):
             return
         verdicts.note(refused)
-        self._events.add(Refusal(refused.ordinals, refused.code))
+        self._events.add(Refusal(refused.ordinals, refused.code, verdicts.connection))
 
     def _on_pause(self, message: Pause) -> None:
         assert message.target is not None

@@ -161,9 +161,9 @@ async def test_every_reader_has_all_events() -> None:
     log.add(LEAVE)
     events = log.read()
     assert await anext(events) == LEAVE
-    log.add(Refusal(range(1, 2), 32))
-    assert await read(log, 2) == [LEAVE, Refusal(range(1, 2), 32)]
-    assert await anext(events) == Refusal(range(1, 2), 32)
+    log.add(Refusal(range(1, 2), 32, 1))
+    assert await read(log, 2) == [LEAVE, Refusal(range(1, 2), 32, 1)]
+    assert await anext(events) == Refusal(range(1, 2), 32, 1)
     log.close()
     assert [event async for event in events] == []
     assert len([event async for event in log.read()]) == 2
@@ -180,18 +180,20 @@ async def test_the_oldest_events_go() -> None:
 async def test_events_that_nobody_has_read_are_joined() -> None:
     log = EventLog(10)
     for start in (1, 2, 3, 5):
-        log.add(Refusal(range(start, start + 1), 32))
-    log.add(Refusal(range(6, 7), 33))
+        log.add(Refusal(range(start, start + 1), 32, 1))
+    log.add(Refusal(range(6, 7), 33, 1))
+    log.add(Refusal(range(7, 8), 33, 2))
     for _ in range(2):
         log.add(GapReport("room", None, 1, 2, 10, 36))
     log.add(GapReport("other", None, 1, 2, 10, 36))
     expected = [
-        Refusal(range(1, 4), 32),
-        Refusal(range(5, 6), 32),
-        Refusal(range(6, 7), 33),
+        Refusal(range(1, 4), 32, 1),
+        Refusal(range(5, 6), 32, 1),
+        Refusal(range(6, 7), 33, 1),
+        Refusal(range(7, 8), 33, 2),
         GapReport("room", None, 1, 4, 20, 36),
         GapReport("other", None, 1, 2, 10, 36),
     ]
-    assert await read(log, 5) == expected
+    assert await read(log, 6) == expected
     log.add(GapReport("other", None, 1, 1, 1, 36))
-    assert await read(log, 6) == [*expected, GapReport("other", None, 1, 1, 1, 36)]
+    assert await read(log, 7) == [*expected, GapReport("other", None, 1, 1, 1, 36)]

@@ -119,7 +119,7 @@ async def test_flush_raises_a_refusal(enter: Connect) -> None:
         events = node.events()
         assert isinstance(await anext(events), Connected)
         refusal = await anext(events)
-        assert refusal == Refusal(range(1, 2), refused.value.code)
+        assert refusal == Refusal(range(1, 2), refused.value.code, 1)
         assert str(refusal) == "messages 1 to 1 refused: no_members"
 
 
