@@ -62,10 +62,15 @@ class PresenceChange:
 
 @frozen
 class Connected:
-    """The node is connected. A new ``epoch`` means that the relay has started anew."""
+    """The node is connected. A new ``epoch`` means that the relay has started anew.
+
+    Attributes:
+        connection: its number, as in receipts.
+    """
 
     relay: RelayAddress
     epoch: bytes
+    connection: int
 
 
 @frozen

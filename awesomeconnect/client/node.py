@@ -654,7 +654,7 @@ class Node:
         for traffic_class in range(TrafficClass.CONTROL):
             if self._inbox.paused >> traffic_class & 1:
                 self._tell(Pause(None, traffic_class))
-        self._events.add(Connected(link.address, link.welcome.epoch))
+        self._events.add(Connected(link.address, link.welcome.epoch, link.number))
         self._changed.notify()
 
     def _down(self) -> None:
