@@ -1,0 +1,380 @@
+"""The programs in the simulation: relays, and nodes that talk, listen, crash and are started again.
+
+A program has a name and a key; every run of it is a process of its own, on a host of its own.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import trio
+from attrs import define
+
+from awesomeconnect.client import (
+    ClientSettings,
+    Connected,
+    Disconnected,
+    GapReport,
+    Message,
+    Node,
+    Refusal,
+    connect,
+)
+from awesomeconnect.client.reconnect import Process
+from awesomeconnect.errors import AwesomeConnectError, LinkError, OutcomeUnknown
+from awesomeconnect.errors import Refused as Refusals
+from awesomeconnect.identity import Identity, RelayAddress
+from awesomeconnect.server import Relay
+from tests.simulation.history import Asked, Down, Entered, Gap, Leaving, Refused, Sent, Taken, Up
+from tests.simulation.network import End, Host
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+#: A relay's name in addresses; the network knows who listens there.
+DOMAIN = "relay.invalid"
+#: Sizes of messages: mostly small, some that travel in fragments.
+SIZES = (6, 20, 20, 60, 60, 200, 200, 700, 3_000, 9_000, 20_000, 30_000)
+SMALL = 8  # so many of the sizes are drawn most of the time
+#: An answer to a request that did not come after this is a timeout.
+REQUEST_S = 8.0
+#: A service manager starts a process that ended by itself again after up to this.
+RESTART_S = 3.0
+
+
+class Daemon:
+    """A relay: a key, a place, and the processes that serve there, one after the other.
+
+    Attributes:
+        relay: that of the process which serves now; None while none does.
+        host: where it runs.
+        place: where it listens, or will.
+    """
+
+    def __init__(self, world: World, name: str, place: str) -> None:
+        self.name = name
+        self.place = place
+        self.identity = Identity.from_seed(world.source(name).randbytes(32))
+        self.relay: Relay | None = None
+        self.host: Host | None = None
+        self.runs = 0
+        self._world = world
+        self._ended = trio.Event()
+
+    def address(self, place: str) -> RelayAddress:
+        """What nodes dial when this relay is at a place."""
+        return RelayAddress(self.identity.public_key, f"{place}.{DOMAIN}")
+
+    @property
+    def is_up(self) -> bool:
+        """Whether a process serves."""
+        return self.relay is not None and self.host is not None and self.host.is_on
+
+    async def start(self) -> None:
+        """Start a process; returns when it serves."""
+        world = self._world
+        self.runs += 1
+        name = f"{self.name}/{self.runs}"
+        self.host = Host(name, world.network)
+        self.relay = Relay(self.identity, world.relay_settings, random_bytes=world.source(name).randbytes)
+        self._ended = trio.Event()
+        world.trace("starts", name, place=self.place)
+        await world.nursery.start(self._serve, self.host, self.relay, self._ended)
+
+    async def drain(self) -> None:
+        """SIGTERM; returns when the process has ended."""
+        self.begin_drain()
+        await self.wait_ended()
+
+    def begin_drain(self) -> None:
+        """SIGTERM; another process may be started meanwhile."""
+        if self.host is not None and self.relay is not None and self.host.is_on:
+            self._world.trace("drains", self.host.name)
+            self._world.network.forsake(self.place, self.host)
+            self._world.nursery.start_soon(self.relay.drain)
+
+    async def wait_ended(self) -> None:
+        """Return when the process has ended."""
+        await self._ended.wait()
+
+    async def _serve(
+        self, host: Host, relay: Relay, ended: trio.Event, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        def accept(end: End) -> None:
+            if host.is_on:
+                relay.connect(end)
+
+        with trio.CancelScope() as scope:
+            host.died = scope.cancel
+            async with trio.open_nursery() as nursery:
+                await nursery.start(relay.serve)
+                self._world.network.listen(self.place, host, accept)
+                task_status.started()
+        self._world.network.forsake(self.place, host)
+        host.kill()
+        self._world.note_relay(host.name, relay)
+        if self.host is host:
+            self.relay = None
+        ended.set()
+
+
+@define
+class Habits:
+    """How a program behaves.
+
+    Attributes:
+        pause_s: what the application takes for a message.
+        wanders: joins and leaves a room now and then.
+        watches: keeps a list of a room's members.
+        waits: publishes wait for slow receivers.
+        between_s: mean time between bursts.
+    """
+
+    pause_s: float = 0.0
+    wanders: bool = False
+    watches: bool = False
+    waits: bool = False
+    between_s: float = 3.0
+
+
+class Program:
+    """A node's program, run after run.
+
+    Attributes:
+        rooms: where the application wants to be.
+        to_send: messages that it still has to send, over all runs.
+        node: while there is one.
+        members: what its watch knows; None: it has none, or not yet.
+        is_retired: it is not started again.
+        is_done: this run has sent everything, and has the verdicts.
+    """
+
+    def __init__(
+        self, world: World, name: str, key_name: str, rooms: list[str], habits: Habits, to_send: int
+    ) -> None:
+        self.name = name
+        self.key_name = key_name
+        self.identity = world.identity(key_name)
+        self.home = list(rooms)
+        self.rooms = dict.fromkeys(rooms)
+        self.habits = habits
+        self.to_send = to_send
+        self.node: Node | None = None
+        self.host: Host | None = None
+        self.members: dict[bytes, None] | None = None
+        self.is_retired = False
+        self.is_done = False
+        self.runs = 0
+        self._world = world
+        self._random = world.source(name)
+        self._wanted = trio.Event()
+        self._process = ""
+        self._open: list[Sent] = []  # without a verdict
+        self._confirmed: dict[str, None] = {}  # rooms that every HELLO from now on names
+
+    @property
+    def process(self) -> str:
+        """The run that goes on, or was last."""
+        return self._process
+
+    async def run(self) -> None:
+        """Run after run, until retired."""
+        while not self.is_retired:
+            await self._one_run()
+            if not self.is_retired:
+                await trio.sleep(self._random.random() * RESTART_S)
+
+    def retire(self) -> None:
+        """Crash, and stay away."""
+        self.is_retired = True
+        if self.host is not None:
+            self.host.kill()
+
+    # ---- one process ---------------------------------------------------------------------------------
+
+    async def _one_run(self) -> None:
+        world = self._world
+        self.runs += 1
+        process = self._process = f"{self.name}/{self.runs}"
+        self.host = host = Host(process, world.network)
+        self.rooms = dict.fromkeys(self.home)
+        self._confirmed = dict.fromkeys(self.home)
+        self.is_done = False
+        self.members = None
+        self._open = []
+        world.history.begin(process, self.key_name)
+        world.trace("starts", process)
+        with trio.CancelScope() as scope:
+            host.died = scope.cancel
+            try:
+                await self._connect(process, host)
+            except* AwesomeConnectError as errors:
+                if host.is_on:
+                    world.trace("ends", process, why=type(errors.exceptions[0]).__name__)
+        self.node = None
+        host.kill()
+        world.history.ended[process] = trio.current_time()
+
+    async def _connect(self, process: str, host: Host) -> None:
+        world = self._world
+        chance = world.source(process)
+        settings = world.client_settings(
+            dial=lambda address: world.network.dial(host, address.host.partition(".")[0]),
+            random=chance.random,
+            process=Process(world.now_ms, chance.randbytes),
+        )
+        addresses = world.addresses(chance)
+        async with connect(addresses, identity=self.identity, rooms=self.home, settings=settings) as node:
+            self.node = node
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._follow, process, node)
+                nursery.start_soon(self._listen, process, node)
+                nursery.start_soon(self._talk, process, node)
+                if self.habits.watches:
+                    nursery.start_soon(self._watch, node)
+                await world.closing.wait()
+                nursery.cancel_scope.cancel()
+
+    async def _follow(self, process: str, node: Node) -> None:
+        """Record what happens to the connection."""
+        async for event in node.events():
+            now = trio.current_time()
+            if isinstance(event, Connected):
+                self._note(Up(now, process, event.epoch, event.connection, tuple(self._confirmed)))
+            elif isinstance(event, Disconnected):
+                self._note(Down(now, process))
+            elif isinstance(event, Refusal):
+                ordinals = event.ordinals
+                self._note(Refused(now, process, event.connection, ordinals.start, ordinals.stop, event.code))
+            elif isinstance(event, GapReport):
+                sender = self._world.key_names.get(event.sender or b"")
+                self._note(Gap(now, process, event.room, sender, event.traffic_class, event.count))
+
+    async def _listen(self, process: str, node: Node) -> None:
+        """Take messages, at leisure or at once; answer requests."""
+        async for message in node:
+            self._take(process, message)
+            if message.is_request:
+                await node.reply(message, message.payload)
+            if self.habits.pause_s and not self._world.is_healing:
+                await trio.sleep(self.habits.pause_s)
+
+    def _take(self, process: str, message: Message) -> None:
+        name = self._world.history.name_in(message.payload)
+        assert message.sender == self._world.identity(self._world.history.keys[name[0]]).public_key
+        self._note(Taken(trio.current_time(), process, name, message.room, message.traffic_class))
+
+    async def _watch(self, node: Node) -> None:
+        """Keep a list of the members of the first room."""
+        members: dict[bytes, None] = {}
+        async for change in node.watch(self.home[0]):
+            for key in change.left:
+                members.pop(key, None)
+            members.update((member.key, None) for member in change.joined)
+            self.members = members
+
+    async def _talk(self, process: str, node: Node) -> None:
+        """Send in bursts, flush now and then, wander."""
+        chance, habits, world = self._random, self.habits, self._world
+        number = 0
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.sleep(chance.expovariate(1 / habits.between_s))
+                if self.to_send <= 0 and world.is_healing:
+                    break
+                if self.to_send <= world.reserve and not world.is_healing:
+                    continue
+                for _ in range(chance.choice((1, 1, 2, 4, 8, 16))):
+                    number += 1
+                    self.to_send -= 1
+                    await self._send_one(process, node, number, nursery)
+                if chance.random() < 0.3:
+                    await self._flush(process, node)
+                if habits.wanders and chance.random() < 0.3:
+                    await self._wander(process, node)
+        await self._flush(process, node)
+        self.is_done = True
+
+    async def _send_one(self, process: str, node: Node, number: int, nursery: trio.Nursery) -> None:
+        chance, world = self._random, self._world
+        history = world.history
+        is_small = chance.random() < (0.3 if world.is_heavy else 0.95)
+        size = SIZES[chance.randrange(SMALL if is_small else len(SIZES))]
+        traffic_class = chance.choice((0, 1, 2, 3, 3, 3, 5, 6))
+        payload = history.payload((process, number), size)
+        mode = chance.choices(("room", "peer", "any", "request"), (12, 6, 2, 1))[0]
+        target = chance.choice(world.rooms if mode in ("room", "any") else world.peers(self.key_name))
+        peer = world.identity(target).public_key if mode in ("peer", "request") else b""
+        sent = Sent(trio.current_time(), process, number, target, mode, traffic_class)
+        history.sent[sent.name] = sent
+        options: dict[str, Any] = {"traffic_class": traffic_class, "wait": self.habits.waits}
+        if mode == "request":
+            nursery.start_soon(self._ask, process, node, peer, payload, traffic_class)
+            return
+        if mode == "room":
+            receipt = await node.publish(target, payload, **options)
+        elif mode == "peer":
+            receipt = await node.send(peer, payload, **options)
+        else:
+            receipt = await node.send_any(target, payload, **options)
+        world.receipts.append((sent, receipt))
+        self._open.append(sent)
+
+    async def _ask(self, process: str, node: Node, peer: bytes, payload: bytes, traffic_class: int) -> None:
+        until = trio.current_time() + REQUEST_S
+        outcome = "answered"
+        try:
+            answer = await node.request(peer, payload, timeout_s=REQUEST_S, traffic_class=traffic_class)
+            assert answer == payload
+        except AwesomeConnectError as error:
+            outcome = type(error).__name__
+        self._note(Asked(trio.current_time(), process, until, outcome))
+
+    async def _flush(self, process: str, node: Node) -> None:
+        """Have the relay's verdict on everything sent so far."""
+        asked, self._open = self._open, []
+        is_known = True
+        try:
+            await node.flush()
+        except* (OutcomeUnknown, LinkError):
+            is_known = False
+        except* Refusals:
+            pass
+        if is_known and self.host is not None and self.host.is_on:
+            for sent in asked:
+                sent.is_settled = True
+
+    async def _wander(self, process: str, node: Node) -> None:
+        """Join a room, or leave it."""
+        room = self._random.choice(self._world.rooms)
+        if room in self.home:
+            return
+        if room in self.rooms:
+            del self.rooms[room]
+            self._confirmed.pop(room, None)
+            self._note(Leaving(trio.current_time(), process, room))
+            await node.leave(room)
+        else:
+            self.rooms[room] = None
+            await node.join(room)
+            self._confirmed[room] = None
+            self._note(Entered(trio.current_time(), process, room))
+
+    def _note(self, event: Any) -> None:
+        if self.host is not None and self.host.is_on and self.host.name == event.process:
+            self._world.note(event)
+
+
+def habits(chance: random.Random) -> Habits:
+    """How one program behaves."""
+    return Habits(
+        pause_s=chance.choice((0.0, 0.0, 0.0, 0.02, 0.3)),
+        wanders=chance.random() < 0.3,
+        watches=chance.random() < 0.2,
+        waits=chance.random() < 0.3,
+        between_s=chance.choice((0.5, 2.0, 4.0)),
+    )
+
+
+__all__ = ["ClientSettings", "Daemon", "Habits", "Program", "habits"]
