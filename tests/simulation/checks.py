@@ -19,6 +19,7 @@ def plain(history: History, now: float) -> list[str]:
     return [
         *at_most_once(history),
         *in_order(history),
+        *refused_or_taken(history),
         *accounted_for(history, now),
         *requests_end(history),
     ]
@@ -59,6 +60,17 @@ def in_order(history: History) -> list[str]:
             wrong.append(f"{taken.process} took {sent} after {before}")
         last[stream] = sent
     return wrong
+
+
+def refused_or_taken(history: History) -> list[str]:
+    """What the relay refused, nobody takes."""
+    refused = _refused(history)
+    taken = [history.sent[taken.message] for taken in _of(history, Taken) if taken.message in history.sent]
+    return [
+        f"refused, and taken: {sent}"
+        for sent in taken
+        if sent.ordinal and (sent.connection, sent.ordinal) in refused[sent.process]
+    ]
 
 
 @define
@@ -165,9 +177,10 @@ def _stays(history: History) -> dict[str, list[_Stay]]:
     """Of each room, and of each key, when processes were there."""
     found: dict[str, list[_Stay]] = defaultdict(list)
     here: dict[tuple[str, str], _Stay] = {}
-    epochs: dict[str, bytes] = {}
+    epochs: dict[str, bytes] = {}  # of the processes that are connected
 
     def begin(process: str, target: str, at: float) -> None:
+        end(process, at, target)
         here[process, target] = _Stay(process, epochs[process], at)
         found[target].append(here[process, target])
 
@@ -181,8 +194,9 @@ def _stays(history: History) -> dict[str, list[_Stay]]:
             for target in (history.keys[event.process], *event.rooms):
                 begin(event.process, target, event.at)
         elif isinstance(event, Down):
+            epochs.pop(event.process, None)
             end(event.process, event.at)
-        elif isinstance(event, Entered):
+        elif isinstance(event, Entered) and event.process in epochs:
             begin(event.process, event.room, event.at)
         elif isinstance(event, Leaving):
             end(event.process, event.at, event.room)

@@ -39,6 +39,8 @@ SIZES = (6, 20, 20, 60, 60, 200, 200, 700, 3_000, 9_000, 20_000, 30_000)
 SMALL = 8  # so many of the sizes are drawn most of the time
 #: An answer to a request that did not come after this is a timeout.
 REQUEST_S = 8.0
+#: Mean time between changes of rooms.
+WANDERS_S = 1.5
 #: A service manager starts a process that ended by itself again after up to this.
 RESTART_S = 3.0
 
@@ -172,6 +174,7 @@ class Program:
         self._process = ""
         self._open: list[Sent] = []  # without a verdict
         self._confirmed: dict[str, None] = {}  # rooms that every HELLO from now on names
+        self._changed: dict[str, int] = {}  # number of a room's last change
 
     @property
     def process(self) -> str:
@@ -200,6 +203,7 @@ class Program:
         self.host = host = Host(process, world.network)
         self.rooms = dict.fromkeys(self.home)
         self._confirmed = dict.fromkeys(self.home)
+        self._changed = {}
         self.is_done = False
         self.members = None
         self._open = []
@@ -231,6 +235,8 @@ class Program:
                 nursery.start_soon(self._follow, process, node)
                 nursery.start_soon(self._listen, process, node)
                 nursery.start_soon(self._talk, process, node)
+                if self.habits.wanders:
+                    nursery.start_soon(self._wander, process, node)
                 if self.habits.watches:
                     nursery.start_soon(self._watch, node)
                 await world.closing.wait()
@@ -275,7 +281,7 @@ class Program:
             self.members = members
 
     async def _talk(self, process: str, node: Node) -> None:
-        """Send in bursts, flush now and then, wander."""
+        """Send in bursts, flush now and then."""
         chance, habits, world = self._random, self.habits, self._world
         number = 0
         async with trio.open_nursery() as nursery:
@@ -291,8 +297,6 @@ class Program:
                     await self._send_one(process, node, number, nursery)
                 if chance.random() < 0.3:
                     await self._flush(process, node)
-                if habits.wanders and chance.random() < 0.3:
-                    await self._wander(process, node)
         await self._flush(process, node)
         self.is_done = True
 
@@ -346,10 +350,19 @@ class Program:
                 sent.is_settled = True
 
     async def _wander(self, process: str, node: Node) -> None:
+        """Join rooms, and leave them, without a look at the connection."""
+        chance = self._world.source(f"{process} wanders")
+        rooms = [room for room in self._world.rooms if room not in self.home]
+        changes = 0
+        async with trio.open_nursery() as nursery:
+            while rooms and not self._world.is_healing:
+                await trio.sleep(chance.expovariate(1 / WANDERS_S))
+                changes += 1
+                nursery.start_soon(self._change_room, process, node, chance.choice(rooms), changes)
+
+    async def _change_room(self, process: str, node: Node, room: str, change: int) -> None:
         """Join a room, or leave it."""
-        room = self._random.choice(self._world.rooms)
-        if room in self.home:
-            return
+        self._changed[room] = change
         if room in self.rooms:
             del self.rooms[room]
             self._confirmed.pop(room, None)
@@ -358,8 +371,9 @@ class Program:
         else:
             self.rooms[room] = None
             await node.join(room)
-            self._confirmed[room] = None
-            self._note(Entered(trio.current_time(), process, room))
+            if self._changed[room] == change:
+                self._confirmed[room] = None
+                self._note(Entered(trio.current_time(), process, room))
 
     def _note(self, event: Any) -> None:
         if self.host is not None and self.host.is_on and self.host.name == event.process:

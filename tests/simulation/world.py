@@ -32,7 +32,7 @@ from tests.simulation.programs import Daemon, Program, habits
 #: Everybody who knows that a connection broke tries again after this at the latest (`ClientSettings.later_cap_s`).
 LATER_CAP_S = 30.0
 #: When all is well, everything that was sent has arrived after this.
-QUIET_S = 60.0
+QUIET_S = 30.0
 #: Times begin here: the start of a process, in milliseconds, tells which of two is newer.
 BEGINNING_MS = 1_700_000_000_000
 NODES = 12
@@ -109,7 +109,7 @@ class World:
         self.network = Network(self.source("network"), self.trace, self._weather, self._note_bytes)
         self.daemon = Daemon(self, "relay", "here")
         self.other = Daemon(self, "other", "elsewhere")
-        self.is_heavy = self.chance.random() < 0.25
+        self.is_heavy = self.chance.random() < 0.4
         self.has_choice = self.chance.random() < 0.7
         self.has_other = self.chance.random() < 0.3
         self.chaos = Chaos(self)
@@ -348,13 +348,13 @@ class World:
         if chance.random() < 0.85:  # so that silence is noticed soon
             options.update(keepalive_s=4, drop_s=10, closing_s=3, first_byte_s=4, greeting_s=6)
         if chance.random() < 0.5:
-            options.update(payload_bytes=48_000, egress=EgressLimits(8_192, 65_536, 131_072))
+            options.update(payload_bytes=32_000, egress=EgressLimits(8_192, 36_864, 73_728))
         return RelaySettings(drain_s=chance.choice((0.5, 2, 5)), spread_s=chance.choice((1, 5)), **options)
 
     def _draw_client_options(self) -> dict[str, Any]:
         chance = self.source("client settings")
         options: dict[str, Any] = {"kept_events": 1 << 20, "kept_problems": 1 << 20}
-        if chance.random() < 0.5:
+        if chance.random() < 0.7:
             options.update(inbox_high_bytes=4_096, inbox_bytes=chance.choice((65_536, 1 << 20)))
         if chance.random() < 0.5:
             options.update(queue_bytes=65_536, window_bytes=32_768, flush_messages=16)
