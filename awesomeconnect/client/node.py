@@ -719,8 +719,8 @@ class Node:
 
     def _on_reject(self, message: Reject) -> None:
         verdicts = self._outbox.verdicts
-        refused, flow = verdicts.judge(message)
-        if flow is not None and flow.content == Content.REQUEST and self._requests.refuse(refused):
+        refused, _flow = verdicts.judge(message)
+        if self._requests.refuse(refused) == message.count:
             return
         verdicts.note(refused)
         self._events.add(Refusal(refused.ordinals, refused.code, verdicts.connection))

@@ -67,13 +67,13 @@ class Requests:
             request.answer.fail(RequestFailed(body.decode(errors="replace")))
         return True
 
-    def refuse(self, refused: Refused) -> bool:
-        """Tell the requests among refused messages; False when there are none."""
-        told = False
+    def refuse(self, refused: Refused) -> int:
+        """Tell the requests among refused messages; how many there are."""
+        told = 0
         for request in self._waiting.values():
             if request.receipt is not None and request.receipt.ordinal in refused.ordinals:
                 request.answer.fail(refused)
-                told = True
+                told += 1
         return told
 
     def broke(self) -> None:
