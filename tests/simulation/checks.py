@@ -8,7 +8,20 @@ from collections.abc import Iterable
 
 from attrs import define
 
-from tests.simulation.history import Asked, Down, Entered, Gap, History, Leaving, Name, Refused, Sent, Taken, Up
+from tests.simulation.history import (
+    Asked,
+    AskedToLeave,
+    Down,
+    Entered,
+    Gap,
+    History,
+    Leaving,
+    Name,
+    Refused,
+    Sent,
+    Taken,
+    Up,
+)
 
 #: So late may a timer be.
 SLACK_S = 0.01
@@ -78,17 +91,21 @@ class _Stay:
     """A time in which a process was without interruption where messages to ``target`` go."""
 
     process: str
-    epoch: bytes
     begin: float
     end: float = math.inf
+    asked_to_leave: float = math.inf
 
 
-def accounted_for(history: History, now: float) -> list[str]:
+def accounted_for(history: History, now: float, *, is_gentle: bool = False) -> list[str]:
     """What was accepted for a receiver that stayed is taken, or in a gap that it was told.
 
     A message must have come to a receiver if one that followed it in its stream did, and both found it there; or if
     the relay accepted it and the receiver stayed to the end. What must have come and was not taken is covered by
     gaps of its class; and gaps cover nothing that was taken, or was never sent.
+
+    Args:
+        is_gentle: relays were drained and nothing worse: also what the relay accepted before it asked a receiver to
+            leave must have come.
     """
     streams: dict[tuple[str, int, str, int], list[Sent]] = defaultdict(list)
     refused = _refused(history)
@@ -105,20 +122,18 @@ def accounted_for(history: History, now: float) -> list[str]:
     missing: dict[tuple[str, int], list[Sent]] = defaultdict(list)
     for (sender, connection, target, traffic_class), stream in streams.items():
         stream.sort(key=lambda sent: sent.ordinal)
-        for stay in stays.get(target, ()):
-            if stay.epoch != epochs.get((sender, connection)):
-                continue
-            if stay.process == sender or (
-                stream[0].mode == "room" and history.keys[stay.process] == history.keys[sender]
-            ):
+        for stay in stays.get((target, epochs.get((sender, connection), b"")), ()):
+            is_own = history.keys[stay.process] == history.keys[sender]
+            if stay.process == sender or (stream[0].mode == "room" and is_own):
                 continue
             found = [sent for sent in stream if stay.begin <= sent.at <= stay.end]
             times = [taken_at.get((stay.process, sent.name), math.inf) for sent in found]
             last = max([at for at, time in enumerate(times) if time < math.inf and time <= stay.end], default=-1)
+            until = now if stay.end == math.inf else stay.asked_to_leave if is_gentle else -math.inf
             missing[stay.process, traffic_class] += [
                 sent
                 for at, (sent, time) in enumerate(zip(found, times, strict=True))
-                if time == math.inf and (at < last or (stay.end == math.inf and sent.is_settled))
+                if time == math.inf and (at < last or sent.settled_at <= until)
             ]
     told: dict[tuple[str, int], int] = defaultdict(int)
     for gap in _of(history, Gap):
@@ -173,33 +188,39 @@ def _refused(history: History) -> dict[str, set[tuple[int, int]]]:
     return found
 
 
-def _stays(history: History) -> dict[str, list[_Stay]]:
-    """Of each room, and of each key, when processes were there."""
-    found: dict[str, list[_Stay]] = defaultdict(list)
-    here: dict[tuple[str, str], _Stay] = {}
+def _stays(history: History) -> dict[tuple[str, bytes], list[_Stay]]:
+    """When processes were in a room, or reachable by their key, in each epoch."""
+    found: dict[tuple[str, bytes], list[_Stay]] = defaultdict(list)
+    here: dict[str, dict[str, _Stay]] = defaultdict(dict)  # of each process, by target
     epochs: dict[str, bytes] = {}  # of the processes that are connected
 
     def begin(process: str, target: str, at: float) -> None:
         end(process, at, target)
-        here[process, target] = _Stay(process, epochs[process], at)
-        found[target].append(here[process, target])
+        here[process][target] = _Stay(process, at)
+        found[target, epochs[process]].append(here[process][target])
 
     def end(process: str, at: float, *targets: str) -> None:
-        for place in [place for place in here if place[0] == process and (not targets or place[1] in targets)]:
-            here.pop(place).end = at
+        stays = here[process]
+        for target in targets or [*stays]:
+            if target in stays:
+                stays.pop(target).end = at
 
     for event in history.events:
-        if isinstance(event, Up):
-            epochs[event.process] = event.epoch
-            for target in (history.keys[event.process], *event.rooms):
-                begin(event.process, target, event.at)
-        elif isinstance(event, Down):
-            epochs.pop(event.process, None)
-            end(event.process, event.at)
-        elif isinstance(event, Entered) and event.process in epochs:
-            begin(event.process, event.room, event.at)
-        elif isinstance(event, Leaving):
-            end(event.process, event.at, event.room)
+        match event:
+            case Up():
+                epochs[event.process] = event.epoch
+                for target in (history.keys[event.process], *event.rooms):
+                    begin(event.process, target, event.at)
+            case Down():
+                epochs.pop(event.process, None)
+                end(event.process, event.at)
+            case AskedToLeave():
+                for stay in here[event.process].values():
+                    stay.asked_to_leave = min(stay.asked_to_leave, event.at)
+            case Entered() if event.process in epochs:
+                begin(event.process, event.room, event.at)
+            case Leaving():
+                end(event.process, event.at, event.room)
     for process, at in history.ended.items():
         end(process, at)
     return found

@@ -6,6 +6,7 @@ A *process* is one run of a program, ``"node-3/2"`` the second run of node-3; tw
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import TypeAlias
 
@@ -25,7 +26,7 @@ class Sent:
         target: a room, or the key's name of the receiver; see ``mode``.
         mode: ``room``, ``peer``, ``any`` or ``request``.
         connection, ordinal: where it left; 0 where it did not.
-        is_settled: a flush that came after it has returned, on the same connection.
+        settled_at: when a flush that came after it has returned, and nothing was unknown; for ever where none did.
         outcome: of a reliable one: ``delivered``, ``expired`` or ``unknown``.
     """
 
@@ -37,7 +38,7 @@ class Sent:
     traffic_class: int
     connection: int = 0
     ordinal: int = 0
-    is_settled: bool = False
+    settled_at: float = math.inf
     is_reliable: bool = False
     expires_at: float = 0.0
     outcome: str = ""
@@ -104,6 +105,14 @@ class Down:
 
 
 @frozen
+class AskedToLeave:
+    """The relay said that it goes away, or that another connection takes over."""
+
+    at: float
+    process: str
+
+
+@frozen
 class Entered:
     """A room let the process in, while it was connected."""
 
@@ -131,7 +140,7 @@ class Asked:
     outcome: str
 
 
-Event: TypeAlias = Refused | Taken | Gap | Up | Down | Entered | Leaving | Asked
+Event: TypeAlias = Refused | Taken | Gap | Up | Down | AskedToLeave | Entered | Leaving | Asked
 
 
 @define

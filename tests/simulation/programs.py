@@ -11,23 +11,15 @@ from typing import TYPE_CHECKING, Any
 import trio
 from attrs import define
 
-from awesomeconnect.client import (
-    ClientSettings,
-    Connected,
-    Disconnected,
-    GapReport,
-    Message,
-    Node,
-    Refusal,
-    connect,
-)
+from awesomeconnect.client import Node, connect
 from awesomeconnect.client.reconnect import Process
 from awesomeconnect.errors import AwesomeConnectError, LinkError, OutcomeUnknown
 from awesomeconnect.errors import Refused as Refusals
 from awesomeconnect.identity import Identity, RelayAddress
 from awesomeconnect.server import Relay
-from tests.simulation.history import Asked, Down, Entered, Gap, Leaving, Refused, Sent, Taken, Up
+from tests.simulation.history import Asked, Entered, Leaving, Sent
 from tests.simulation.network import End, Host
+from tests.simulation.recorder import event_record, message_record
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -246,30 +238,19 @@ class Program:
         """Record what happens to the connection."""
         async for event in node.events():
             now = trio.current_time()
-            if isinstance(event, Connected):
-                self._note(Up(now, process, event.epoch, event.connection, tuple(self._confirmed)))
-            elif isinstance(event, Disconnected):
-                self._note(Down(now, process))
-            elif isinstance(event, Refusal):
-                ordinals = event.ordinals
-                self._note(Refused(now, process, event.connection, ordinals.start, ordinals.stop, event.code))
-            elif isinstance(event, GapReport):
-                sender = self._world.key_names.get(event.sender or b"")
-                self._note(Gap(now, process, event.room, sender, event.traffic_class, event.count))
+            record = event_record(event, now, process, self._confirmed, self._world.key_names)
+            if record is not None:
+                self._note(record)
 
     async def _listen(self, process: str, node: Node) -> None:
         """Take messages, at leisure or at once; answer requests."""
         async for message in node:
-            self._take(process, message)
+            now = trio.current_time()
+            self._note(message_record(message, now, process, self._world.history, self._world.key_names))
             if message.is_request:
                 await node.reply(message, message.payload)
             if self.habits.pause_s and not self._world.is_healing:
                 await trio.sleep(self.habits.pause_s)
-
-    def _take(self, process: str, message: Message) -> None:
-        name = self._world.history.name_in(message.payload)
-        assert message.sender == self._world.identity(self._world.history.keys[name[0]]).public_key
-        self._note(Taken(trio.current_time(), process, name, message.room, message.traffic_class))
 
     async def _watch(self, node: Node) -> None:
         """Keep a list of the members of the first room."""
@@ -347,7 +328,7 @@ class Program:
             pass
         if is_known and self.host is not None and self.host.is_on:
             for sent in asked:
-                sent.is_settled = True
+                sent.settled_at = trio.current_time()
 
     async def _wander(self, process: str, node: Node) -> None:
         """Join rooms, and leave them, without a look at the connection."""
@@ -389,6 +370,3 @@ def habits(chance: random.Random) -> Habits:
         waits=chance.random() < 0.3,
         between_s=chance.choice((0.5, 2.0, 4.0)),
     )
-
-
-__all__ = ["ClientSettings", "Daemon", "Habits", "Program", "habits"]
