@@ -27,13 +27,13 @@ from tests.simulation.history import (
 SLACK_S = 0.01
 
 
-def plain(history: History, now: float) -> list[str]:
-    """Everything that is promised of messages without ``reliable=True``."""
+def plain(history: History, now: float, *, is_gentle: bool = False) -> list[str]:
+    """Everything that is promised of messages without ``reliable=True``; ``is_gentle`` as in `accounted_for`."""
     return [
         *at_most_once(history),
         *in_order(history),
         *refused_or_taken(history),
-        *accounted_for(history, now),
+        *accounted_for(history, now, is_gentle=is_gentle),
         *requests_end(history),
     ]
 
