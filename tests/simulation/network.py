@@ -362,7 +362,7 @@ class End:
                 self.outgoing.send(_Mark.RESET)
         elif item is _Mark.END:
             incoming.is_ended = True
-        elif isinstance(item, bytes):
+        elif isinstance(item, bytes) and not incoming.is_reset:
             incoming.arrived += item
         self.wake()
 

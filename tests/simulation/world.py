@@ -63,18 +63,19 @@ class Result:
 def simulate(seed: int) -> Result:
     """Run one seed."""
     world = World(seed)
-    errors = _ErrorLog(world)
+    handler = _Log(world)
     log = logging.getLogger("awesomeconnect")
-    propagates, log.propagate = log.propagate, False
-    log.addHandler(errors)
+    before = log.propagate, log.level
+    log.propagate, log.level = False, logging.INFO
+    log.addHandler(handler)
     try:
         determinism.run(seed, world.run)
     except Exception as error:
         world.violations.append(f"the simulation ended with {error!r}")
         world.trace("failed", "simulation", error=_all_of(error))
     finally:
-        log.removeHandler(errors)
-        log.propagate = propagates
+        log.removeHandler(handler)
+        log.propagate, log.level = before
     return world.result()
 
 
@@ -380,11 +381,11 @@ class World:
         return kind
 
 
-class _ErrorLog(logging.Handler):
-    """Whatever is logged as an error is one."""
+class _Log(logging.Handler):
+    """Puts what is logged into the trace. An error is a violation."""
 
     def __init__(self, world: World) -> None:
-        super().__init__(logging.ERROR)
+        super().__init__()
         self._world = world
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -393,7 +394,8 @@ class _ErrorLog(logging.Handler):
         if record.exc_info and record.exc_info[1] is not None:
             text += f": {record.exc_info[1]!r}"
             self._world.lines.append(logging.Formatter().formatException(record.exc_info))
-        self._world.violations.append(f"logged: {text}")
+        if record.levelno >= logging.ERROR:
+            self._world.violations.append(f"logged: {text}")
         self._world.trace("logged", record.name, text=text)
 
 
