@@ -13,6 +13,7 @@ The house, from the ground up; imports point downwards only:
     identity    Ed25519 identities, key files, relay addresses
     wire        bytes <-> messages, without I/O, for both roles
     shaping     who leaves first: the egress queue, without I/O
+    reliable    delivery across broken connections, between endpoints, without I/O
     relay       routing, synchronous and pure
     client      the client library, on anyio: trio and asyncio alike
     config      settings of a relay
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from awesomeconnect.client import ClientSettings as ClientSettings
     from awesomeconnect.client import Connected as Connected
+    from awesomeconnect.client import Delivery as Delivery
     from awesomeconnect.client import Disconnected as Disconnected
     from awesomeconnect.client import Event as Event
     from awesomeconnect.client import GapReport as GapReport
@@ -51,7 +53,9 @@ if TYPE_CHECKING:
     from awesomeconnect.errors import ConnectFailed as ConnectFailed
     from awesomeconnect.errors import ConnectionBroken as ConnectionBroken
     from awesomeconnect.errors import ConnectionEnded as ConnectionEnded
+    from awesomeconnect.errors import Declined as Declined
     from awesomeconnect.errors import ErrorCode as ErrorCode
+    from awesomeconnect.errors import Expired as Expired
     from awesomeconnect.errors import HandshakeError as HandshakeError
     from awesomeconnect.errors import KeyFileError as KeyFileError
     from awesomeconnect.errors import LinkError as LinkError
@@ -81,12 +85,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "client": (
-        "ClientSettings", "Connected", "Disconnected", "Event", "GapReport", "GoingAway", "Message", "Node",
-        "NodeStatistics", "Paused", "PresenceChange", "Receipt", "Refusal", "Resumed", "RoomLost", "connect",
+        "ClientSettings", "Connected", "Delivery", "Disconnected", "Event", "GapReport", "GoingAway", "Message",
+        "Node", "NodeStatistics", "Paused", "PresenceChange", "Receipt", "Refusal", "Resumed", "RoomLost",
+        "connect",
     ),
     "config": ("RelaySettings",),
     "errors": (
-        "AddressError", "AwesomeConnectError", "ConnectFailed", "ConnectionBroken", "ConnectionEnded", "ErrorCode",
+        "AddressError", "AwesomeConnectError", "ConnectFailed", "ConnectionBroken", "ConnectionEnded", "Declined",
+        "ErrorCode", "Expired",
         "HandshakeError", "KeyFileError", "LinkError", "LocalProtocolError", "NoMembers", "NoSuchPeer",
         "OutcomeUnknown", "PayloadTooLarge", "ProtocolError", "RateExceeded", "ReceiverCongested", "ReceiverGone",
         "Refused", "RelayKeyMismatch", "RemoteProtocolError", "RequestFailed", "RequestTimeout", "RoomRefused",

@@ -103,6 +103,12 @@ class RelaySettings:
     #: What the link of every receiver carries at least, if that is known: published delay bounds rest on it, and on
     #: contracts for their class and all above, and on the number of connections.
     downlink_bytes_per_s: int | None = field(default=None, validator=optional(_positive))
+    #: Nobody waits any more for a receiver that drains more slowly than this over this time: it gets gaps. The time
+    #: outlasts the stalls of a mobile network.
+    lagging_bytes_per_s: int = _limit(64 << 10)
+    lagging_s: float = _limit(10)
+    #: Whether classes below URGENT are held back where the path to a receiver would queue them.
+    is_pacing: bool = True
     #: Queues of one connection.
     egress: EgressLimits = field(factory=EgressLimits)
 

@@ -15,7 +15,10 @@ The codes mirror the table in ``protocol-spec/errors.md``; a test compares the t
     ├── Refused                   the relay refused one request; the connection lives on
     │   ├── NoMembers, NoSuchPeer, PayloadTooLarge, RateExceeded, ReceiverCongested, ReceiverGone
     │   └── RoomRefused           JOIN, MEMBERS or a publish was refused because of the room
-    ├── OutcomeUnknown            the connection broke before the relay's verdict arrived
+    ├── OutcomeUnknown            the connection broke before the relay's verdict arrived; or a reliable message was
+    │                             not acknowledged
+    ├── Expired                   a reliable message was not delivered in time, and will not be
+    ├── Declined                  the other node does not take reliable messages from this one
     ├── RequestFailed             the other node answered a request with an error
     ├── RequestTimeout            no answer to a request in time
     ├── AddressError              text that is not an address or a public key (also a ValueError)
@@ -241,11 +244,37 @@ _ADVICE: dict[int, str] = {
 
 
 class OutcomeUnknown(AwesomeConnectError):
-    """The connection broke before the relay's verdict on these publishes arrived."""
+    """The connection broke before the relay's verdict on these publishes arrived.
+
+    Also: a reliable message was sent and never acknowledged; it may have been taken. ``ordinals`` is empty then.
+    """
 
     def __init__(self, message: str, ordinals: range) -> None:
         super().__init__(message)
         self.ordinals = ordinals
+
+
+class Expired(AwesomeConnectError):
+    """A reliable message was not delivered before it expired. It has not arrived, and will not."""
+
+
+class Declined(AwesomeConnectError):
+    """The other node does not take reliable messages, or not from this one. The message was not taken.
+
+    Attributes:
+        reason: 0 not offered, 1 stale, 2 busy (protocol-spec/reliable.md, Refusals).
+    """
+
+    def __init__(self, about: str, reason: int) -> None:
+        super().__init__(f"{about}: {_REASONS.get(reason, f'declined for reason {reason}')}")
+        self.reason = reason
+
+
+_REASONS = {
+    0: "the peer does not take reliable messages; send without reliable=True",
+    1: "a process with this key that started later has sent to this peer; give each process a key of its own",
+    2: "the peer remembers as many senders as it can; try later",
+}
 
 
 class RequestFailed(AwesomeConnectError):

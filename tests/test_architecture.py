@@ -1,4 +1,4 @@
-"""Imports point one way: ``cli -> server, client -> relay, shaping -> wire -> errors, identity, config``.
+"""Imports point one way: ``cli -> server, client -> relay, shaping, reliable -> wire -> errors, identity, config``.
 
 And what must stay pure is pure: the protocol, the shaping and the routing know neither I/O nor time nor chance.
 """
@@ -25,12 +25,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shaping": {"errors", "wire"},
     "relay": {"errors", "identity", "config", "wire", "shaping"},
     "server": {"errors", "identity", "config", "wire", "shaping", "relay"},
-    "client": {"errors", "identity", "config", "wire", "shaping"},
+    "reliable": {"errors", "wire"},
+    "client": {"errors", "identity", "config", "wire", "shaping", "reliable"},
     "cli": {"errors", "identity", "config", "wire", "shaping", "relay", "server", "client", "__init__"},
     "__main__": {"cli"},
     "__init__": {"errors", "identity", "config", "wire", "client", "server"},
 }
-PURE = ("errors", "wire", "shaping", "relay")
+PURE = ("errors", "wire", "shaping", "relay", "reliable")
 IMPURE_MODULES = {"trio", "anyio", "asyncio", "socket", "ssl", "select", "time", "datetime", "random", "logging"}
 NACL_IN = {f"{HOUSE}/identity.py", f"{HOUSE}/wire/noise.py"}
 

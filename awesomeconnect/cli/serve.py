@@ -80,6 +80,13 @@ _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
     metavar="N",
     help="Nodes at once.  [default: 100000, or what the limit on open files allows]",
 )
+@click.option(
+    "--pacing/--no-pacing",
+    "is_pacing",
+    default=True,
+    show_default=True,
+    help="Hold back what is not urgent where the path to a node would queue it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line once the relay accepts connections.")
 @click.pass_obj
 def serve(
@@ -90,6 +97,7 @@ def serve(
     room_contracts: tuple[tuple[str, ClassContract], ...],
     downlink: int | None,
     connections: int | None,
+    is_pacing: bool,
     as_json: bool,
 ) -> None:
     """Run a relay and print the address that nodes need.
@@ -121,6 +129,7 @@ def serve(
             contracts=contracts,
             room_contracts=by_room(room_contracts),
             downlink_bytes_per_s=downlink,
+            is_pacing=is_pacing,
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from None

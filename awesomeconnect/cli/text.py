@@ -19,10 +19,11 @@ def safe(text: str, most: int = SHOWN_CHARACTERS) -> str:
 
 
 def attributes_text(attributes: Mapping[str, Any]) -> str:
-    """Attributes of a node for people: ``name=value`` in one line."""
+    """Attributes of a node for people: ``name=value`` in one line, without those of the protocol itself."""
     pairs = (
         f"{safe(name, 64)}={safe(value.hex() if isinstance(value, bytes) else str(value), 80)}"
         for name, value in attributes.items()
+        if not name.startswith("ac:")
     )
     return safe(" ".join(pairs))
 

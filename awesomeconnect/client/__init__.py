@@ -2,11 +2,13 @@
 
 node       the public `Node`, and `connect`
 link       one connection: handshake, reader, writer, keepalive
+publishing what the application hands over to be sent
 outbox     what waits to be sent; receipts of it (receipts)
 inbox      what waits for the application
 pauses     receivers that are behind, and publishers that wait for them
 rooms      where the node wants to be, and member lists
 watch      a member list that is always right in the end
+reliable   messages that are acknowledged: drives the core of that name; what became of one (delivery)
 requests   requests that wait for answers
 dialler    finds a relay that answers
 reconnect  backoff, and the incarnation of this process
@@ -16,6 +18,7 @@ transport  sockets, as four names
 waiting    a signal, and an answer
 """
 
+from awesomeconnect.client.delivery import Delivery
 from awesomeconnect.client.events import (
     Connected,
     Disconnected,
@@ -38,6 +41,7 @@ from awesomeconnect.client.transport import SocketTransport, Transport
 __all__ = [
     "ClientSettings",
     "Connected",
+    "Delivery",
     "Disconnected",
     "Event",
     "GapReport",

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TypeAlias
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from awesomeconnect.client.waiting import Signal
 from awesomeconnect.errors import code_label
 from awesomeconnect.identity import RelayAddress
+from awesomeconnect.reliable.receiver import Arrival
 from awesomeconnect.wire.messages import Content, Member
 
 
@@ -28,6 +29,7 @@ class Message:
         content: ``Content.APPLICATION`` or ``Content.REQUEST``.
         payload: what the application sent.
         request_id: names the request in the answer; empty for everything else.
+        origin: its place in a reliable stream, for the library; None for a plain message.
     """
 
     sender: bytes
@@ -37,6 +39,12 @@ class Message:
     content: int
     payload: bytes
     request_id: bytes = b""
+    origin: Arrival | None = field(default=None, eq=False, repr=False)
+
+    @property
+    def is_reliable(self) -> bool:
+        """Whether it was sent with ``reliable=True``."""
+        return self.origin is not None
 
     @property
     def is_request(self) -> bool:

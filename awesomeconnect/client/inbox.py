@@ -15,6 +15,7 @@ from attrs import evolve
 from awesomeconnect.client.events import GapReport, Message
 from awesomeconnect.client.waiting import Signal
 from awesomeconnect.errors import ErrorCode
+from awesomeconnect.reliable.segments import CONTROL_CLASS
 
 CLASSES = 7  # without CONTROL
 #: What a waiting message is charged beside its payload: about its frame. So what was under way in socket buffers
@@ -69,10 +70,22 @@ class Inbox:
         queued = self._queued[traffic_class] + size
         if queued > self._cap_bytes:
             self._lose(message)
-            return
+        else:
+            self.add(message)
+
+    def has_room(self, traffic_class: int, size: int) -> bool:
+        """Whether a payload of this size would find room."""
+        return self._queued[traffic_class] + size + OVERHEAD_BYTES <= self._cap_bytes
+
+    def add(self, message: Message) -> None:
+        """As `put`, for what must not be lost any more: `has_room` was asked before."""
+        traffic_class = message.traffic_class
+        queued = self._queued[traffic_class] + len(message.payload) + OVERHEAD_BYTES
         self._queued[traffic_class] = queued
         self._append(traffic_class, message)
-        if queued > self._high_bytes and not self.paused >> traffic_class & 1:
+        # SPEC flow-control.md: A client that uses reliable mode MUST NOT pause class 6, in which acknowledgements
+        #   travel.
+        if queued > self._high_bytes and traffic_class != CONTROL_CLASS and not self.paused >> traffic_class & 1:
             self.paused |= 1 << traffic_class
             self._pause(traffic_class)
 

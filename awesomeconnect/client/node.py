@@ -17,13 +17,14 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal, overload
 
 import anyio
 from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskStatus
 from attrs import frozen
 
+from awesomeconnect.client.delivery import Delivery
 from awesomeconnect.client.dialler import Dialler
 from awesomeconnect.client.events import (
     Connected,
@@ -41,10 +42,12 @@ from awesomeconnect.client.events import (
 )
 from awesomeconnect.client.inbox import Inbox
 from awesomeconnect.client.link import Limits, Link
-from awesomeconnect.client.outbox import Outbox, over_burst, too_large
+from awesomeconnect.client.outbox import Outbox
 from awesomeconnect.client.pauses import Pauses
+from awesomeconnect.client.publishing import Payload, Publisher, check_room, octets
 from awesomeconnect.client.receipts import TOKEN_BYTES, Flow, Receipt
 from awesomeconnect.client.reconnect import MOST_SPREAD_S
+from awesomeconnect.client.reliable import Reliable
 from awesomeconnect.client.requests import ANSWERED, FAILED, ID_BYTES, Request, Requests, response
 from awesomeconnect.client.rooms import Rooms
 from awesomeconnect.client.settings import ClientSettings
@@ -58,9 +61,9 @@ from awesomeconnect.errors import (
     ConnectionEnded,
     ErrorCode,
     RequestTimeout,
-    RoomRefused,
 )
-from awesomeconnect.identity import KEY_BYTES, Identity, RelayAddress
+from awesomeconnect.identity import Identity, RelayAddress
+from awesomeconnect.reliable.segments import incarnation_bytes
 from awesomeconnect.shaping.ats import NS_PER_S
 from awesomeconnect.wire.messages import (
     REVISION,
@@ -84,22 +87,16 @@ from awesomeconnect.wire.messages import (
     Reject,
     Resume,
     TrafficClass,
-    room_name_problem,
 )
 from awesomeconnect.wire.messages import Message as WireMessage
 
 log = logging.getLogger("awesomeconnect.client")
 
-Payload = bytes | bytearray | memoryview
-
-#: A publisher, or somebody who reads without waiting, lets others run after this much.
-TURN_BYTES = 64 << 10
+_RELIABLE = frozenset({Content.RELIABLE, Content.REPAIR})
+#: How long a reliable message is tried: as long as a restart takes.
+EXPIRES_S = 60.0
+#: Somebody who reads without waiting lets others run after this many.
 TURN_MESSAGES = 512
-#: A message counts for at least this much.
-MESSAGE_COST_BYTES = 64
-#: Destinations whose flows are remembered.
-MAX_FLOWS = 1_024
-_HANDED_OUT = frozenset({Content.APPLICATION, Content.REQUEST})
 
 
 @frozen
@@ -110,6 +107,7 @@ class NodeStatistics:
         connections: how often it was connected.
         queued_messages, queued_bytes: not sent yet.
         undecided_bytes: sent or queued, without a verdict of the relay.
+        reliable_bytes: reliable messages that no receiver has taken yet.
         received_messages: handed to the inbox.
         inbox_bytes: waiting for the application.
         lost_messages: lost in this node, because the application took too few.
@@ -120,6 +118,7 @@ class NodeStatistics:
     queued_messages: int
     queued_bytes: int
     undecided_bytes: int
+    reliable_bytes: int
     received_messages: int
     inbox_bytes: int
     lost_messages: int
@@ -140,6 +139,7 @@ class Node:
         identity: Identity,
         attributes: Attributes,
         settings: ClientSettings,
+        is_manual: bool = False,
     ) -> None:
         self._identity = identity
         self._attributes = attributes
@@ -162,20 +162,30 @@ class Node:
         self._events = EventLog(settings.kept_events)
         self._rooms = Rooms(self._tell, self._connected, lambda room, code: self._report(RoomLost(room, code)))
         self._requests = Requests(settings.process.random_bytes)
-        self._dialler = Dialler(addresses, identity, settings, self._hello)
-        self._publish_flows: dict[tuple[str, int], Flow] = {}
-        self._other_flows: dict[tuple[Any, ...], Flow] = {}
         self._pauses = Pauses(lambda: self._outbox.flush().answer.wait())
+        self._publisher = Publisher(self._outbox, self._pauses, settings.window_bytes, self._connected)
+        self._reliable = Reliable(
+            incarnation_bytes(settings.process.new_run()),
+            settings.reliable,
+            settings.random,
+            self._publisher,
+            self._outbox,
+            self._inbox,
+            self._requests,
+            is_manual,
+            settings.kept_problems,
+            self._check_open,
+        )
+        self._publisher.more_problems = self._reliable.take_problems
+        self._dialler = Dialler(addresses, identity, settings, self._hello)
         self._pings: dict[bytes, Answer[float]] = {}
         self._link: Link | None = None  # while it is up
         self._relay = addresses[0]
         self._limits = Limits()
-        self._payload_bytes = 0
         self._closing = False
         self._ended: Exception | None = None
         self._is_over = False
         self._changed = Signal()  # connected, disconnected, or over
-        self._turn_bytes = 0
         self._turn_messages = 0
         self._connections = 0
         self._received = 0
@@ -210,6 +220,7 @@ class Node:
             self._outbox.queued_messages,
             self._outbox.queued_bytes,
             self._outbox.undecided_bytes,
+            self._reliable.held_bytes,
             self._received,
             self._inbox.queued_bytes,
             self._inbox.lost,
@@ -236,7 +247,7 @@ class Node:
             payload: at most ``limits.payload_bytes``.
             traffic_class: 0..6.
             wait: also wait while a receiver is behind, and keep at most 1 MiB without the relay's verdict: so
-                that a stream arrives whole at readers of any speed.
+                that a stream arrives whole at slow readers.
 
         Returns:
             The receipt. Refusals, for example when nobody is in the room, come with `flush`.
@@ -246,11 +257,12 @@ class Node:
             RoomRefused: the room's name is not valid.
             LinkError: the node is closed, or there will be no connection any more.
         """
-        flow = self._publish_flows.get((room, traffic_class)) or self._publish_flow(room, traffic_class)
+        publisher = self._publisher
+        flow = publisher.to_room(room, traffic_class)
         if type(payload) is not bytes:
-            payload = _octets(payload)
-        if self._must_wait(flow, len(payload)) or wait:
-            await self._admit(flow, len(payload), wait)
+            payload = octets(payload)
+        if publisher.must_wait(flow, len(payload)) or wait:
+            await publisher.admit(flow, len(payload), wait)
         return self._outbox.put(flow, payload)
 
     def publish_nowait(self, room: str, payload: Payload, *, traffic_class: int = TrafficClass.DATA) -> Receipt:
@@ -261,16 +273,33 @@ class Node:
                 let the message leave yet.
             PayloadTooLarge, RoomRefused, LinkError: as `publish`.
         """
-        flow = self._publish_flows.get((room, traffic_class)) or self._publish_flow(room, traffic_class)
-        if type(payload) is not bytes:
-            payload = _octets(payload)
+        flow = self._publisher.to_room(room, traffic_class)
         self._check_open()
-        if self._link is None:
-            raise anyio.WouldBlock
-        self._check_size(flow, len(payload))
-        if self._outbox.is_full(flow, len(payload)) or self._outbox.is_early(flow, len(payload)):
-            raise anyio.WouldBlock
-        return self._outbox.put(flow, payload)
+        return self._publisher.queue_nowait(flow, octets(payload))
+
+    @overload
+    async def send(
+        self,
+        peer: bytes,
+        payload: Payload,
+        *,
+        traffic_class: int = ...,
+        wait: bool = ...,
+        reliable: Literal[False] = ...,
+        expires_s: float = ...,
+    ) -> Receipt: ...
+
+    @overload
+    async def send(
+        self,
+        peer: bytes,
+        payload: Payload,
+        *,
+        traffic_class: int = ...,
+        wait: bool = ...,
+        reliable: Literal[True],
+        expires_s: float = ...,
+    ) -> Delivery: ...
 
     async def send(
         self,
@@ -279,13 +308,50 @@ class Node:
         *,
         traffic_class: int = TrafficClass.DATA,
         wait: bool = False,
-    ) -> Receipt:
-        """Queue a message to one node, by its public key (32 bytes). Everything else as `publish`.
+        reliable: bool = False,
+        expires_s: float = EXPIRES_S,
+    ) -> Receipt | Delivery:
+        """Send a message to one node, by its public key (32 bytes).
+
+        Plain, it is queued; everything else as `publish`. With ``reliable=True`` it is sent again across broken
+        connections and restarts of the relay, and `send` returns when the peer's application has taken it.
+
+        In the task that iterates over this node, a reliable `send` returns as soon as the peer holds the message
+        for its application: two nodes that send to each other while they handle messages would wait for each
+        other for ever. It stays on its way; should it not be taken, `flush` says so.
+
+        Args:
+            expires_s: how long a reliable message is tried, at most a day; what waits for room counts from then.
 
         Raises:
             ValueError: the key does not have 32 bytes.
+            Expired, OutcomeUnknown, Declined, Refused: as `Delivery.wait`.
         """
-        return await self._queue(self._send_flow(peer, traffic_class), payload, wait)
+        if reliable:
+            return await self._reliable.send(peer, traffic_class, Content.APPLICATION, octets(payload), expires_s)
+        flow = self._publisher.to_peer(peer, traffic_class)
+        return await self._publisher.queue(flow, octets(payload), wait)
+
+    async def post(
+        self,
+        peer: bytes,
+        payload: Payload,
+        *,
+        traffic_class: int = TrafficClass.DATA,
+        expires_s: float = EXPIRES_S,
+    ) -> Delivery:
+        """As `send` with ``reliable=True``, without waiting for the peer: for many messages at a time.
+
+        Waits only while the outbox is full (``ClientSettings.reliable.outbox_bytes``), connected or not.
+
+        Returns:
+            What to `Delivery.wait` for. When nobody does, `flush` raises why a message was not delivered.
+        """
+        return await self._reliable.post(peer, traffic_class, Content.APPLICATION, octets(payload), expires_s)
+
+    def ack(self, message: Message) -> None:
+        """Stand for a reliable message that was taken, when the node was made with ``ack="manual"``."""
+        self._reliable.ack(message)
 
     async def send_any(
         self,
@@ -296,7 +362,8 @@ class Node:
         wait: bool = False,
     ) -> Receipt:
         """Queue a message to one other member of a room, which the relay chooses. Everything else as `publish`."""
-        return await self._queue(self._anycast_flow(room, traffic_class), payload, wait)
+        flow = self._publisher.to_any(room, traffic_class)
+        return await self._publisher.queue(flow, octets(payload), wait)
 
     async def flush(self) -> None:
         """Wait until the relay has judged everything that was queued before.
@@ -307,22 +374,7 @@ class Node:
             ExceptionGroup: of these, when there are several.
             LinkError: there will be no connection any more, and something was not sent.
         """
-        outbox = self._outbox
-        problems: list[AwesomeConnectError] = []
-        try:
-            while not outbox.is_settled:
-                await self._connected()
-                if await outbox.flush().answer.wait():
-                    break
-        except AwesomeConnectError as over:
-            problems.append(over)
-        forgotten = outbox.verdicts.forgotten
-        problems[:0] = outbox.verdicts.take_problems()
-        if len(problems) == 1:
-            raise problems[0]
-        if problems:
-            more = f", and {forgotten} more problems" if forgotten else ""
-            raise ExceptionGroup(f"messages since the last flush were not all accepted{more}", problems)
+        await self._publisher.flush()
 
     async def request(
         self,
@@ -331,8 +383,13 @@ class Node:
         *,
         timeout_s: float = 10.0,
         traffic_class: int = TrafficClass.DATA,
+        reliable: bool = False,
     ) -> bytes:
         """Ask one node and return its answer.
+
+        Args:
+            reliable: go on across broken connections and restarts of the relay, in both directions, and wait for a
+                peer that is not there; what is raised below for a broken connection is not, then.
 
         Raises:
             RequestTimeout: no answer in ``timeout_s``.
@@ -341,7 +398,9 @@ class Node:
             OutcomeUnknown: the connection broke before the answer.
             ValueError, PayloadTooLarge, LinkError: as `send`.
         """
-        flow = self._send_flow(peer, traffic_class, Content.REQUEST)
+        if reliable:
+            return await self._reliable.request(peer, traffic_class, octets(payload), timeout_s)
+        flow = self._publisher.to_peer(peer, traffic_class, Content.REQUEST)
         return await self._ask(flow, peer, payload, timeout_s)
 
     async def request_any(
@@ -353,19 +412,19 @@ class Node:
         traffic_class: int = TrafficClass.DATA,
     ) -> bytes:
         """Ask any one other member of a room, which the relay chooses. Everything else as `request`."""
-        flow = self._anycast_flow(room, traffic_class, Content.REQUEST)
+        flow = self._publisher.to_any(room, traffic_class, Content.REQUEST)
         return await self._ask(flow, None, payload, timeout_s)
 
-    async def reply(self, message: Message, payload: Payload) -> Receipt:
-        """Answer a request, in its class.
+    async def reply(self, message: Message, payload: Payload) -> Receipt | Delivery:
+        """Answer a request, in its class, reliably if it came so. Waits for nobody's acknowledgement.
 
         Raises:
             ValueError: the message is not a request.
             PayloadTooLarge, LinkError: as `send`.
         """
-        return await self._respond(message, ANSWERED, _octets(payload))
+        return await self._respond(message, ANSWERED, octets(payload))
 
-    async def reply_error(self, message: Message, text: str) -> Receipt:
+    async def reply_error(self, message: Message, text: str) -> Receipt | Delivery:
         """Answer a request with an error: its `request` raises RequestFailed with this text."""
         return await self._respond(message, FAILED, text.encode())
 
@@ -383,14 +442,19 @@ class Node:
         if self._turn_messages >= TURN_MESSAGES:
             self._turn_messages = 0
             await anyio.lowlevel.checkpoint()
-        while (message := self._inbox.take()) is None:
-            if self._is_over:
-                if self._ended is None:
-                    raise StopAsyncIteration
-                raise self._ended.with_traceback(None)
-            self._turn_messages = 0
-            await self._inbox.arrived.wait()
-        return message
+        elif self._turn_messages == 1:
+            self._reliable.note_consumer()
+        while True:
+            message = self._inbox.take()
+            if message is None:
+                if self._is_over:
+                    if self._ended is None:
+                        raise StopAsyncIteration
+                    raise self._ended.with_traceback(None)
+                self._turn_messages = 0
+                await self._inbox.arrived.wait()
+            elif message.origin is None or self._reliable.hand_over(message):
+                return message
 
     def events(self) -> EventReader:
         """What happens to the node's connection, from the oldest event that is kept. Ends with the node."""
@@ -412,14 +476,14 @@ class Node:
             RoomRefused: the relay does not let the node in, or the name is not valid.
             LinkError: as `publish`.
         """
-        _check_room(room)
+        check_room(room)
         self._check_open()
         flags = (JoinFlags.WATCH if watch else JoinFlags.NONE) | (JoinFlags.OBSERVE if observe else JoinFlags.NONE)
         return await self._rooms.join(room, flags)
 
     async def leave(self, room: str) -> None:
         """Leave a room, after everything that was queued before. Returns when the relay has said so."""
-        _check_room(room)
+        check_room(room)
         self._check_open()
         await self._rooms.leave(room)
 
@@ -430,7 +494,7 @@ class Node:
             RoomRefused: it is neither.
             LinkError: as `publish`.
         """
-        _check_room(room)
+        check_room(room)
         self._check_open()
         return (await self._rooms.members(room))[1]
 
@@ -444,7 +508,7 @@ class Node:
             RoomRefused: the relay does not let the node look, or not any more.
             LinkError: as `publish`.
         """
-        _check_room(room)
+        check_room(room)
         self._check_open()
         return Watch(self._rooms, room)
 
@@ -472,8 +536,11 @@ class Node:
         """
         if not self._closing:
             self._closing = True
+            self._publisher.is_open = False
             self._changed.notify()
             if self._link is not None:
+                self._reliable.flush()
+                self._reliable.down()  # nothing may follow CLOSE
                 self._link.close()
         departed = -1
         while self._link is not None and departed != (departed := sum(self._outbox.departed)):
@@ -484,81 +551,7 @@ class Node:
             self._link.end(ConnectionBroken("the relay did not answer CLOSE"))
         self._finish(None)
 
-    # ---- sending: what the methods above share -------------------------------------------------------
-
-    def _publish_flow(self, room: str, traffic_class: int) -> Flow:
-        flows = self._publish_flows
-        _check_room(room)
-        _make_space(flows)
-        flow = flows[room, traffic_class] = Flow.publish(room, traffic_class, Content.APPLICATION)
-        return flow
-
-    def _send_flow(self, peer: bytes, traffic_class: int, content: int = Content.APPLICATION) -> Flow:
-        flow = self._other_flows.get((peer, traffic_class, content))
-        if flow is None:
-            if not isinstance(peer, bytes) or len(peer) != KEY_BYTES:
-                raise AddressError(f"a peer is {KEY_BYTES} bytes of public key (parse_key reads the text form)")
-            _make_space(self._other_flows)
-            flow = self._other_flows[peer, traffic_class, content] = Flow.send(peer, traffic_class, content)
-        return flow
-
-    def _anycast_flow(self, room: str, traffic_class: int, content: int = Content.APPLICATION) -> Flow:
-        flow = self._other_flows.get((room, traffic_class, content))
-        if flow is None:
-            _check_room(room)
-            _make_space(self._other_flows)
-            flow = self._other_flows[room, traffic_class, content] = Flow.anycast(room, traffic_class, content)
-        return flow
-
-    async def _queue(self, flow: Flow, payload: Payload, wait: bool = False) -> Receipt:
-        octets = _octets(payload)
-        if self._must_wait(flow, len(octets)) or wait:
-            await self._admit(flow, len(octets), wait)
-        return self._outbox.put(flow, octets)
-
-    def _must_wait(self, flow: Flow, size: int) -> bool:
-        """Whether a message cannot be put at once, or not without a word."""
-        self._turn_bytes += size + MESSAGE_COST_BYTES
-        return (
-            self._turn_bytes > TURN_BYTES
-            or self._link is None
-            or self._closing
-            or size > self._payload_bytes
-            or self._outbox.is_full(flow, size)
-            or self._outbox.never_leaves(flow, size)
-        )
-
-    async def _admit(self, flow: Flow, size: int, wait: bool) -> None:
-        """Return when a message may be put."""
-        outbox = self._outbox
-        if self._turn_bytes > TURN_BYTES:
-            self._turn_bytes = 0
-            await anyio.lowlevel.checkpoint()
-        passed = False
-        while True:
-            await self._connected()
-            self._check_size(flow, size)
-            if outbox.is_full(flow, size):
-                await outbox.progress.wait()
-            elif not wait:
-                return
-            elif (undecided := outbox.undecided_bytes) and undecided + size > self._settings.window_bytes:
-                if not outbox.is_asking:
-                    outbox.flush()
-                await outbox.progress.wait()
-            elif (where := (flow.target, flow.traffic_class)) in self._pauses and not passed:
-                await self._pauses.passed(where)
-                passed = True
-            else:
-                return
-
-    def _check_size(self, flow: Flow, size: int) -> None:
-        if size > self._payload_bytes:
-            raise too_large(flow, size, self._payload_bytes)
-        # SPEC shaping.md: A client SHOULD tell the publisher at once when a message is longer than the cbs_bytes of
-        #   its contract.
-        if self._outbox.never_leaves(flow, size):
-            raise over_burst(flow, size)
+    # ---- requests ------------------------------------------------------------------------------------
 
     async def _ask(self, flow: Flow, peer: bytes | None, payload: Payload, timeout_s: float) -> bytes:
         with self._requests.open(peer) as request, anyio.move_on_after(timeout_s):
@@ -567,13 +560,18 @@ class Node:
         raise RequestTimeout(f"{flow.about}: no answer in {timeout_s:g} s")
 
     async def _send_request(self, flow: Flow, request: Request, payload: Payload) -> None:
-        request.receipt = await self._queue(flow, request.request_id + _octets(payload))
+        request.receipt = await self._publisher.queue(flow, request.request_id + octets(payload))
 
-    async def _respond(self, message: Message, status: int, body: bytes) -> Receipt:
+    async def _respond(self, message: Message, status: int, body: bytes) -> Receipt | Delivery:
         if not message.is_request:
             raise ValueError("only a request can be answered; send the node a message of its own")
-        flow = self._send_flow(message.sender, message.traffic_class, Content.RESPONSE)
-        return await self._queue(flow, response(message.request_id, status, body))
+        payload = response(message.request_id, status, body)
+        if message.is_reliable:
+            return await self._reliable.post(
+                message.sender, message.traffic_class, Content.RESPONSE, payload, EXPIRES_S
+            )
+        flow = self._publisher.to_peer(message.sender, message.traffic_class, Content.RESPONSE)
+        return await self._publisher.queue(flow, payload)
 
     # ---- the life of connections ---------------------------------------------------------------------
 
@@ -640,17 +638,19 @@ class Node:
         raise error
 
     def _hello(self, incarnation: Incarnation, number: int) -> Hello:
-        return Hello(REVISION, incarnation, number, self._attributes, self._rooms.intents())
+        return Hello(REVISION, incarnation, number, self._reliable.offer(self._attributes), self._rooms.intents())
 
     def _up(self, link: Link) -> None:
         self._connections += 1
         self._relay = link.address
         self._limits = link.limits
-        self._payload_bytes = link.limits.payload_bytes
+        self._publisher.payload_bytes = link.limits.payload_bytes
+        self._publisher.is_open = not self._closing
         self._outbox.opened(link.number, link.limits.payload_bytes, link.welcome.contracts)
         link.attach(self._outbox, self._on_message)
         self._link = link
         self._rooms.up()
+        self._reliable.up()
         for traffic_class in range(TrafficClass.CONTROL):
             if self._inbox.paused >> traffic_class & 1:
                 self._tell(Pause(None, traffic_class))
@@ -659,8 +659,10 @@ class Node:
 
     def _down(self) -> None:
         self._link = None
+        self._publisher.is_open = False
         self._pauses.clear()
         self._outbox.broke()
+        self._reliable.down()
         self._rooms.down()
         self._requests.broke()
         for answer in self._pings.values():
@@ -677,6 +679,7 @@ class Node:
         over = error or ConnectionEnded("the node is closed")
         self._rooms.end(error)
         self._requests.end(over)
+        self._reliable.end()
         self._outbox.progress.notify()
         self._inbox.arrived.notify()
         self._events.close()
@@ -691,6 +694,9 @@ class Node:
 
     def _on_deliver(self, message: Deliver) -> None:
         content, payload, request_id = message.content, message.payload, b""
+        if content in _RELIABLE:
+            self._reliable.on_deliver(message)
+            return
         if content == Content.RESPONSE:
             if not self._requests.on_response(message.sender, payload):
                 self._ignored += 1
@@ -721,6 +727,8 @@ class Node:
         verdicts = self._outbox.verdicts
         refused, _flow = verdicts.judge(message)
         if self._requests.refuse(refused) == message.count:
+            return
+        if self._reliable.on_reject(refused, verdicts.flows(refused.ordinals)):
             return
         verdicts.note(refused)
         self._events.add(Refusal(refused.ordinals, refused.code, verdicts.connection))
@@ -805,6 +813,7 @@ async def connect(
     attributes: Attributes | None = None,
     rooms: Iterable[str] = (),
     timeout_s: float = 10.0,
+    ack: Literal["auto", "manual"] = "auto",
     settings: ClientSettings | None = None,
 ) -> AsyncIterator[Node]:
     """Connect to a relay, for as long as the ``async with`` block lasts.
@@ -815,6 +824,8 @@ async def connect(
         attributes: claims that others see in member lists; at most 16 text keys, 1 KiB encoded.
         rooms: to be joined at once.
         timeout_s: for the first connection.
+        ack: when a reliable message counts as delivered: when the node has returned it, or when the application
+            calls `Node.ack`.
         settings: bounds and patience.
 
     Yields:
@@ -839,9 +850,9 @@ async def connect(
         identity = Identity.load(identity)
     rooms = list(rooms)
     for room in rooms:
-        _check_room(room)
+        check_room(room)
     Hello(REVISION, Incarnation(0, bytes(8)), 0, attributes or {})  # checks the attributes
-    node = Node(addresses, identity, dict(attributes or {}), settings or ClientSettings())
+    node = Node(addresses, identity, dict(attributes or {}), settings or ClientSettings(), ack == "manual")
     problem: BaseException | None = None
     try:
         async with anyio.create_task_group() as tasks:
@@ -849,6 +860,8 @@ async def connect(
             link = await node._dialler.dial(timeout_s)
             try:
                 await tasks.start(node._live, link)
+                tasks.start_soon(node._reliable.run)
+                tasks.start_soon(node._reliable.run_on)
                 await _all(joins, timeout_s)
                 try:
                     yield node
@@ -871,21 +884,3 @@ async def _all(joins: list[Answer[Joined]], timeout_s: float) -> None:
             await join.wait()
         return
     raise ConnectFailed(f"the relay let the node in, but not into its rooms within {timeout_s:g} s")
-
-
-def _check_room(room: str) -> None:
-    problem = room_name_problem(room)
-    if problem is not None:
-        raise RoomRefused(f"room {room!r}: {problem}", ErrorCode.BAD_ROOM)
-
-
-def _octets(payload: Payload) -> bytes:
-    if not isinstance(payload, bytes | bytearray | memoryview):
-        raise TypeError(f"a payload is bytes, not {type(payload).__name__}; encode text with .encode()")
-    return bytes(payload)
-
-
-def _make_space(table: dict[Any, Any]) -> None:
-    """A flow costs a little when it is made anew, and nothing else: drop them all at times."""
-    if len(table) >= MAX_FLOWS:
-        table.clear()

@@ -166,6 +166,16 @@ class Outbox(Egress):
         """Their frames, but for what has left of large ones."""
         return sum(self.queued[:CONTROL]) + sum(lane.queued_bytes for lane in self._lanes)
 
+    def full_classes(self, limit_bytes: int) -> int:
+        """Bit ``c`` is set for each class ``c`` in which more than this waits."""
+        full = 0
+        for traffic_class, queued in enumerate(self.queued[:CONTROL]):
+            full |= (queued > limit_bytes) << traffic_class
+        for lane in self._lanes if self._lanes else ():
+            if lane.queued_bytes > min(limit_bytes, lane.most_bytes):
+                full |= 1 << lane.waiting[0][1].flow.traffic_class
+        return full
+
     @property
     def is_settled(self) -> bool:
         """Whether everything put has left and has its verdict."""
@@ -288,6 +298,8 @@ class Outbox(Egress):
         self._asked_at = (0, self._departed_bytes)
         self.verdicts.opened(connection)
         for receipt, frame in unsent:
+            if receipt.flow.is_repaired:
+                continue  # sent again by the endpoints, as far as it is still of use
             if receipt.size > payload_bytes:
                 self.verdicts.note(too_large(receipt.flow, receipt.size, payload_bytes))
             else:

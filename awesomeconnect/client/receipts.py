@@ -17,6 +17,7 @@ from awesomeconnect.errors import OutcomeUnknown, Refused, RemoteProtocolError
 from awesomeconnect.identity import short_key
 from awesomeconnect.wire.framing import LENGTH_BYTES
 from awesomeconnect.wire.messages import (
+    Content,
     Reject,
     anycast_prefix,
     payload_head,
@@ -36,14 +37,16 @@ class Flow:
     Attributes:
         target: the room or key, as PAUSE names it.
         about: the same for people.
+        is_repaired: the endpoints repair what is lost; nobody asks for its verdict.
     """
 
-    __slots__ = ("_heads", "_prefix", "about", "content", "target", "traffic_class")
+    __slots__ = ("_heads", "_prefix", "about", "content", "is_repaired", "target", "traffic_class")
 
     def __init__(self, target: str | bytes, traffic_class: int, content: int, about: str, prefix: bytes) -> None:
         self.target = target
         self.traffic_class = traffic_class
         self.content = content
+        self.is_repaired = content in (Content.RELIABLE, Content.REPAIR)
         self.about = about
         self._prefix = prefix
         self._heads: dict[int, bytes] = {}
@@ -182,6 +185,16 @@ class Verdicts:
         refused = Refused.from_code(reject.code, about, retry_after_ms=reject.retry_after_ms, ordinals=ordinals)
         return refused, flow
 
+    def flows(self, ordinals: range) -> list[Flow]:
+        """The flows of messages without a verdict, one for each run of them."""
+        runs = list(self._flows)
+        ends = [first for first, _flow in runs[1:]]
+        return [
+            flow
+            for (first, flow), end in zip(runs, [*ends, self.sent + 1], strict=False)
+            if first < ordinals.stop and max(ordinals.start, self.decided + 1) < end
+        ]
+
     def note(self, problem: Refused | OutcomeUnknown) -> None:
         """Keep a problem for the next flush."""
         problems = self.problems
@@ -200,6 +213,8 @@ class Verdicts:
     def broke(self) -> OutcomeUnknown | None:
         """The connection is gone: the messages without a verdict, if any."""
         unknown = range(self.decided + 1, self.sent + 1)
+        if all(flow.is_repaired for flow in self.flows(unknown)):
+            unknown = range(0)
         self.decided = self.sent
         self._flows.clear()
         if not unknown:

@@ -94,6 +94,7 @@ class Process:
     ) -> None:
         self.random_bytes = random_bytes
         self._now_ms = now_ms
+        self._last_start_ms = -1
         self._runs: dict[tuple[int, bytes], tuple[Incarnation, int]] = {}
 
     def next_connection(self, key: bytes) -> tuple[Incarnation, int]:
@@ -104,6 +105,12 @@ class Process:
         incarnation, number = self._runs[run]
         self._runs[run] = (incarnation, number + 1)
         return incarnation, number + 1
+
+    def new_run(self) -> Incarnation:
+        """An incarnation greater than all that this process has drawn here before."""
+        # SPEC reliable.md: A node MUST draw the last 8 bytes of an incarnation from a secure random source.
+        self._last_start_ms = max(self._now_ms(), self._last_start_ms + 1)
+        return Incarnation(self._last_start_ms, self.random_bytes(8))
 
 
 THIS_PROCESS = Process()

@@ -10,6 +10,7 @@ from attrs import field, frozen
 from awesomeconnect.client.reconnect import THIS_PROCESS, Process
 from awesomeconnect.client.transport import Transport, dial
 from awesomeconnect.identity import RelayAddress
+from awesomeconnect.reliable.settings import ReliableSettings
 
 
 @frozen
@@ -46,6 +47,9 @@ class ClientSettings:
     patience_s: float = 60
     #: A connection that lived this long lets attempts begin at 1 again.
     settled_s: float = 60
+
+    #: Bounds and patience of reliable messages.
+    reliable: ReliableSettings = field(factory=ReliableSettings)
 
     #: Makes connections; a simulated network gives its own.
     dial: Callable[[RelayAddress], Awaitable[Transport]] = dial

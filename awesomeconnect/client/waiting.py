@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import anyio
 
 T = TypeVar("T")
+
+
+def loop_clock() -> Callable[[], float]:
+    """The clock of the event loop that runs, in seconds: what `anyio.current_time` looks up at every call."""
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_run():
+        clock: Callable[[], float] = trio.current_time
+        return clock
+    return asyncio.get_running_loop().time
 
 
 class Signal:

@@ -286,7 +286,7 @@ class Session:
                 finally:  # a failure right behind act 3 is told
                     if connection.is_established and not self.key:
                         self.key = connection.peer_key
-                        self.outlet.open(connection.sealer)
+                        self.outlet.open(connection.sealer, settings.is_pacing)
                 act = connection.handshake_bytes()
                 if act and transport.send(act) < len(act):
                     raise OSError("the empty buffer of a new connection did not take 128 bytes")
@@ -334,6 +334,7 @@ class Session:
             older.end(code, goaway=Goaway(code))
         peer.node = self
         peer.egress = self.outlet
+        self.outlet.is_lagging = house.lagging.pop(self.key, older is not None and older.outlet.is_lagging)
         self._peer = peer
         self.tell(Welcome(REVISION, house.epoch, house.limits, house.settings.contracts))
         for intent in hello.rooms:
@@ -455,6 +456,8 @@ class Session:
                 house.note_change(room)
             if self._peer.node is self:
                 self._peer.node = self._peer.egress = None
+                if self.outlet.is_lagging:
+                    house.note_lagging(self.key)
             self._peer = None
             self._connection.reader.forget()  # what still arrives is decoded, and ignored
 
@@ -560,6 +563,7 @@ class Session:
             self._transport.close()
         finally:
             self._alarm = None
+            self._house.traffic.receiver_gone_messages += ingress.waiting  # the relay is shutting down
 
     def _answer_flushes(self, router: Router) -> None:
         # SPEC shaping.md: A relay MUST queue the PONG to a flush PING only when it has processed every message that
@@ -587,10 +591,8 @@ class Session:
             return
         self._paused[target, traffic_class] = now + PAUSE_INTERVAL_S
         name: str | bytes = target.name if isinstance(target, Room) else target.key
-        self.tell(Pause(name, traffic_class, self._house.settings.pause_ms))
-        if egress.resumes is None:
-            egress.resumes = {}
-        egress.resumes.setdefault(traffic_class, {})[self, name] = None
+        if egress.holds_up(traffic_class, self, name, self._house.settings):
+            self.tell(Pause(name, traffic_class, self._house.settings.pause_ms))
 
     def resume_sending(self, target: str | bytes, traffic_class: int) -> None:
         """The queue that this client was asked to wait for has room again."""

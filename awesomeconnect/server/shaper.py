@@ -20,6 +20,7 @@ from typing import Any
 
 import trio
 
+from awesomeconnect.config import RelaySettings
 from awesomeconnect.server.transport import Transport
 from awesomeconnect.shaping.egress import CONTROL, Egress, EgressLimits
 from awesomeconnect.shaping.pacer import LEAST_PIECE_BYTES, START_WINDOW_BYTES, Pacer
@@ -48,12 +49,14 @@ class Outlet(Egress):
         blocked: a shaper task is waiting, for the socket or for acknowledgements.
         sent_bytes: what the socket has taken; the sweeper sees stalls by it.
         resumes: class -> (session, target) of senders that were asked to pause because of this queue.
+        is_lagging: it has drained too slowly for too long, so nobody waits for it until it has caught up.
     """
 
     __slots__ = (
         "_acked_before",
         "_drained",
         "_failed",
+        "_held_up",
         "_is_paced",
         "_look_at",
         "_owed",
@@ -64,6 +67,7 @@ class Outlet(Egress):
         "_unsent",
         "_wait_ns",
         "blocked",
+        "is_lagging",
         "resumes",
         "sent_bytes",
         "waits",
@@ -93,16 +97,21 @@ class Outlet(Egress):
         self._owed: dict[int, deque[tuple[int, Callable[[int, int], None], int, int]]] | None = None
         self._drained: trio.Event | None = None
         self.resumes: dict[int, dict[tuple[Any, str | bytes], None]] | None = None
+        self.is_lagging = False
+        self._held_up: tuple[float, int] | None = None  # since when senders wait, and what was sent until then
         self.waits: Waits | None = None
 
-    def open(self, sealer: Sealer) -> None:
+    def open(self, sealer: Sealer, is_pacing: bool = True) -> None:
         """The handshake is over: frames may leave.
+
+        Args:
+            is_pacing: hold classes below URGENT back where the path is slow.
 
         Raises:
             OSError: the connection is gone.
         """
         self._sealer = sealer
-        if self._transport.path is not None:
+        if is_pacing and self._transport.path is not None:
             _rtt_us, self._acked_before, _notsent, _min_rtt_us = self._transport.path()
             self._look_at = START_WINDOW_BYTES
             self._is_paced = True
@@ -135,8 +144,35 @@ class Outlet(Egress):
     def pause(self, traffic_class: int) -> None:
         """As `Egress.pause`."""
         super().pause(traffic_class)
+        self._held_up = None
         if self.waits is not None:
             self.waits.forget(traffic_class)
+
+    def holds_up(self, traffic_class: int, sender: Any, target: str | bytes, settings: RelaySettings) -> bool:
+        """Whether a sender whose message met this queue above its high-water mark should pause.
+
+        It is told when the queue has room again. Not so when this receiver is lagging.
+        """
+        if self.resumes is None:
+            self.resumes = {}
+        senders = self.resumes.setdefault(traffic_class, {})
+        # SPEC flow-control.md: A relay MAY stop to send PAUSE because of a receiver that drains too slowly for some
+        #   seconds, until it has caught up.
+        now = trio.current_time()
+        if self._held_up is None or self.held >> traffic_class & 1:
+            self._held_up = now, self.sent_bytes
+        since, sent_before = self._held_up
+        if not self.is_lagging and now - since >= settings.lagging_s:
+            self.is_lagging = self.sent_bytes - sent_before < settings.lagging_bytes_per_s * (now - since)
+            self._held_up = now, self.sent_bytes
+            if self.is_lagging:
+                for paused, waiting in self.resumes.items():
+                    self.resumes[paused] = {}
+                    _resume(waiting, paused)
+                return False
+        if not self.is_lagging:
+            senders[sender, target] = None
+        return not self.is_lagging
 
     def _note_waits(self) -> None:
         if self.waits is None:
@@ -294,8 +330,15 @@ class Outlet(Egress):
         assert self.resumes is not None
         low = self.limits.low_water_bytes
         for traffic_class in [paused for paused in self.resumes if self.queued[paused] <= low]:
-            for session, target in self.resumes.pop(traffic_class):
-                session.resume_sending(target, traffic_class)
+            _resume(self.resumes.pop(traffic_class), traffic_class)
+        if not self.resumes:
+            self._held_up = None
+            self.is_lagging = False
+
+
+def _resume(senders: dict[tuple[Any, str | bytes], None], traffic_class: int) -> None:
+    for session, target in senders:
+        session.resume_sending(target, traffic_class)
 
 
 def _messages_in(blob: bytes) -> int:

@@ -49,6 +49,8 @@ FLUSH_AT_ONCE = 8
 SHORTEST_FRAME_BYTES = 11
 #: Connections taken from a listener before others run.
 ACCEPT_BATCH = 64
+#: Nodes that left while they were lagging; beyond it the one that left first is forgotten.
+MOST_LAGGING = 1_024
 #: Pause when the system is out of file descriptors or memory.
 ACCEPT_PAUSE_S = 0.1
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -82,6 +84,7 @@ class Relay:
         touched: queues that something was put into since the last flush.
         unicasts: what went to a single receiver since then.
         is_draining: who comes now is sent away.
+        lagging: keys of nodes that left while nobody waited for them any more; nobody does when they are back.
         tick: a coarse clock, advanced by the sweeper.
         queueing_bounds_us: how long a frame waits here at most, by class; 0 where there is no bound.
         keepalive_ticks: silence of this many ticks, and of each multiple of it, is answered with a PING.
@@ -103,6 +106,7 @@ class Relay:
         self.turns = trio.Lock()
         self.touched: dict[Outlet, None] = {}
         self.unicasts: list[Unicast] = []
+        self.lagging: dict[bytes, bool] = {}
         self.tick = 0
         self.tick_s = min(1.0, self.settings.keepalive_s / 5, self.settings.closing_s)
         self.keepalive_ticks = math.ceil(self.settings.keepalive_s / self.tick_s)
@@ -249,6 +253,12 @@ class Relay:
         self.sessions.pop(session, None)
         if not self.sessions:
             self._emptied.set()
+
+    def note_lagging(self, key: bytes) -> None:
+        """A node has left whose queue drained too slowly."""
+        if len(self.lagging) >= MOST_LAGGING:
+            del self.lagging[next(iter(self.lagging))]
+        self.lagging[key] = True
 
     def count(self, event: str, by: int = 1) -> None:
         """Count something that is worth a metric. Not for the fast path."""

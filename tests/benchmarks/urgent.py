@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shlex
 import signal
 import statistics
 import subprocess
@@ -27,7 +28,7 @@ import attrs
 import click
 
 from .link import SENDER_IP, Link, Unable, describe, inside, link
-from .servers import NATS, RELAY, Absent, Failed, Server, System, cores
+from .servers import NATS, RELAY, Absent, Failed, Server, System, cores, relay_with
 
 MESSAGE_BYTES = 900_000
 #: A transfer that takes longer has failed: five times what the slowest sensible link needs.
@@ -43,10 +44,15 @@ class Transfer:
     urgent_lost: int
     bulk_bytes: int
     bulk_s: float
+    queueing_us: dict[str, list[int]]
     server_cpu_s: float
 
 
-def _systems(namespace: str) -> dict[str, System]:
+#: Our relay with other arguments, beside the plain one.
+CHANGED = "awesomeconnect+"
+
+
+def _systems(namespace: str, arguments: list[str]) -> dict[str, System]:
     """The servers of `servers.py`, started inside the namespace."""
 
     def moved(system: System, name: str) -> System:
@@ -57,7 +63,10 @@ def _systems(namespace: str) -> dict[str, System]:
 
         return attrs.evolve(system, name=name, command=command)
 
-    return {name: moved(system, name) for name, system in (("awesomeconnect", RELAY), ("nats-server", NATS))}
+    systems = {"awesomeconnect": RELAY, "nats-server": NATS}
+    if arguments:
+        systems[CHANGED] = relay_with(CHANGED, arguments)
+    return {name: moved(system, name) for name, system in systems.items()}
 
 
 @contextlib.contextmanager
@@ -127,6 +136,7 @@ def transfer(
             urgent_lost=done["urgent_lost"],
             bulk_bytes=messages * MESSAGE_BYTES,
             bulk_s=(end_ns - start_ns) / 1e9,
+            queueing_us=done["queueing_us"],
             server_cpu_s=cpu_ns / 1e9,
         )
 
@@ -161,6 +171,12 @@ def summarise(transfers: list[Transfer]) -> dict[str, Any]:
         "bulk_mb_per_s_each": [round(rate, 4) for rate in rates],
         **_latencies("first_second", first),
         **_latencies("all", first + later),
+        "queueing_us": {
+            what: [
+                max(column) for column in zip(*(transfer.queueing_us[what] for transfer in transfers), strict=True)
+            ]
+            for what in transfers[0].queueing_us
+        },
         "server_cpu_fraction": round(
             sum(transfer.server_cpu_s for transfer in transfers) / sum(transfer.bulk_s for transfer in transfers), 4
         ),
@@ -180,6 +196,12 @@ def _table(summary: dict[str, dict[str, Any]]) -> str:
     lines = [f"{'urgent latency, ms':18}" + "".join(f"{title:>12}" for _, title in columns)]
     for system, figures in summary.items():
         lines.append(f"{system:18}" + "".join(f"{figures[key]:>12,.4g}" for key, _ in columns))
+    for system, figures in summary.items():
+        for traffic_class, bound_us in enumerate(figures["queueing_us"].get("bound", ())):
+            if bound_us:
+                longest_us = figures["queueing_us"]["longest"][traffic_class]
+                line = f"class {traffic_class} waited in the relay for {longest_us / 1e3:,.2f} ms at most"
+                lines.append(f"{system}: {line}; the bound is {bound_us / 1e3:,.2f} ms")
     return "\n".join(lines)
 
 
@@ -193,7 +215,7 @@ def _plot(results: dict[str, list[Transfer]], file: Path, title: str) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for colour, (system, transfers) in zip(("tab:blue", "tab:orange"), results.items(), strict=False):
+    for colour, (system, transfers) in zip(("tab:blue", "tab:orange", "tab:green"), results.items(), strict=False):
         for number, each in enumerate(transfers):
             at, latency = zip(*each.urgent, strict=True)
             axes.plot(at, latency, ".", markersize=2, color=colour, label=system if not number else None)
@@ -224,6 +246,7 @@ def _rates(_context: click.Context, _parameter: click.Parameter, text: str | Non
 @click.option("--interval", "interval_ms", default=10.0, show_default=True, type=click.FloatRange(1), help="ms.")
 @click.option("--transfers", default=3, show_default=True, type=click.IntRange(1), help="Of each system.")
 @click.option("--system", "wanted", multiple=True, type=click.Choice(["awesomeconnect", "nats-server"]))
+@click.option("--serve-with", default="", help="Also a relay with these arguments, as --no-pacing.")
 @click.option("--congestion-control", default="", help="Of TCP, as cubic or bbr.  [default: the system's]")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path, dir_okay=False), help="Draw it, as a PNG.")
 @click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
@@ -236,6 +259,7 @@ def main(
     interval_ms: float,
     transfers: int,
     wanted: tuple[str, ...],
+    serve_with: str,
     congestion_control: str,
     plot_file: Path | None,
     as_json: bool,
@@ -256,7 +280,7 @@ def main(
                 "transfers": transfers,
             }
             click.echo("; ".join(f"{key}: {value}" for key, value in conditions.items()), err=True)
-            results = _run(over, wanted, transfers, messages, interval_ms, steps)
+            results = _run(over, wanted, shlex.split(serve_with), transfers, messages, interval_ms, steps)
     except (Unable, Failed) as problem:
         raise click.ClickException(str(problem)) from problem
     summary = {system: summarise(each) for system, each in results.items()}
@@ -269,14 +293,20 @@ def main(
 
 
 def _run(
-    over: Link, wanted: tuple[str, ...], transfers: int, messages: int, interval_ms: float, steps: list[float]
+    over: Link,
+    wanted: tuple[str, ...],
+    arguments: list[str],
+    transfers: int,
+    messages: int,
+    interval_ms: float,
+    steps: list[float],
 ) -> dict[str, list[Transfer]]:
     """Transfers in turn, so that what else the machine does meets both systems."""
     results: dict[str, list[Transfer]] = {}
     with contextlib.ExitStack() as stack:
         servers: dict[str, Server] = {}
-        for name, system in _systems(over.sender).items():
-            if wanted and name not in wanted:
+        for name, system in _systems(over.sender, arguments).items():
+            if wanted and name not in (*wanted, CHANGED):
                 continue
             try:
                 servers[name] = stack.enter_context(system.run(frozenset().union(*cores())))
@@ -284,7 +314,7 @@ def _run(
                 click.echo(f"left out: {absent}", err=True)
         for number in range(1, transfers + 1):
             for name, server in servers.items():
-                each = transfer(over, name, server, messages, interval_ms, steps)
+                each = transfer(over, name.rstrip("+"), server, messages, interval_ms, steps)
                 results.setdefault(name, []).append(each)
                 latencies = [latency for _, latency in each.urgent]
                 click.echo(

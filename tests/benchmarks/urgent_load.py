@@ -21,7 +21,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from awesomeconnect.identity import Identity, RelayAddress
@@ -44,6 +44,8 @@ from awesomeconnect.wire.messages import (
     Reject,
     Resume,
     RoomIntent,
+    Stats,
+    StatsReport,
     TrafficClass,
 )
 
@@ -68,6 +70,9 @@ class Client(Protocol):
 
     def deliveries(self) -> Iterator[bytes]:
         """The payloads that arrive, for ever."""
+
+    def queueing_us(self) -> dict[str, Sequence[int]]:
+        """How long messages waited in the server for this connection, and the bound, by class; empty if unknown."""
 
 
 class RelayClient:
@@ -104,6 +109,11 @@ class RelayClient:
         for message in self._messages:
             if type(message) is Deliver:
                 yield message.payload
+
+    def queueing_us(self) -> dict[str, Sequence[int]]:
+        self._send(Stats())
+        report = next(message for message in self._messages if isinstance(message, StatsReport))
+        return {"longest": report.counters["queueing_max_us"], "bound": report.counters["queueing_bound_us"]}
 
     def _wait_for_verdict(self) -> None:
         """Until the relay has taken what was sent, and as long as it asks for a pause."""
@@ -168,6 +178,9 @@ class NatsClient:
                 self._socket.sendall(b"PONG\r\n")
         raise SystemExit("nats-server closed the connection")
 
+    def queueing_us(self) -> dict[str, Sequence[int]]:
+        return {}
+
     def _answer_pings(self) -> None:
         for _ in self.deliveries():
             pass
@@ -195,7 +208,8 @@ def read(client: Client, messages: int) -> None:
             if len(bulk) == messages:
                 _say(event="bulk")
         else:
-            _say(event="done", urgent=urgent, bulk=bulk, urgent_lost=number - len(urgent))
+            lost = number - len(urgent)
+            _say(event="done", urgent=urgent, bulk=bulk, urgent_lost=lost, queueing_us=client.queueing_us())
             return
 
 

@@ -143,7 +143,7 @@ class TestLooking:
         members = [json.loads(line) for line in stdout.splitlines()]
         assert code == 0
         assert [member["key"] == key for member in members] == [True, False]
-        assert members[0]["attributes"] == {"name": "Eve\x1b[2J\u202e"}
+        assert members[0]["attributes"] == {"name": "Eve\x1b[2J\u202e", "ac:reliable": 1}
         assert members[0]["joined"] < members[1]["joined"]
         code, stdout, _stderr = run("who", "club")
         assert code == 0

@@ -127,8 +127,8 @@ async def test_flows_are_bounded(script: ScriptedRelay, play: Connect) -> None:
             await node.publish(f"room {number}", b"")
             await node.send(number.to_bytes(32, "big"), b"")
         await node.flush()
-        assert len(node._publish_flows) <= 1_024
-        assert len(node._other_flows) <= 1_024
+        assert len(node._publisher._room_flows) <= 1_024
+        assert len(node._publisher._other_flows) <= 1_024
 
 
 async def test_who_waits_keeps_to_the_window(script: ScriptedRelay, play: Connect) -> None:

@@ -38,7 +38,7 @@ PEER = bytes(range(32))
 async def test_hello_says_who_is_there(script: ScriptedRelay, play: Connect) -> None:
     async with play("a", "b", attributes={"name": "me"}) as node:
         hello = script.hellos[0]
-        assert hello.attributes == {"name": "me"}
+        assert hello.attributes == {"name": "me", "ac:reliable": 1}
         assert [intent.room for intent in hello.rooms] == ["a", "b"]
         script.hang_up()
         while len(script.hellos) != 2:

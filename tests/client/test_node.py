@@ -200,7 +200,7 @@ async def test_join_leave_and_members(enter: Connect) -> None:
         assert (joined.room, joined.member_count) == ("room", 2)
         members = await two.members("room")
         assert [member.key for member in members] == [one.key, two.key]
-        assert members[0].attributes == {"name": "one"}
+        assert members[0].attributes == {"name": "one", "ac:reliable": 1}
         await two.leave("room")
         assert [member.key for member in await one.members("room")] == [one.key]
         with pytest.raises(RoomRefused, match="list members of room 'room': only members"):

@@ -128,6 +128,66 @@ async def test_many_targets_are_asked_for(open_house: Opener) -> None:
     assert {(m.target, m.traffic_class) for m in told} > {(room, 0) for room in rooms[-200:]}
 
 
+async def hold_up(sender: Node, seconds: float, start: int) -> list[Message]:
+    """Publish something every half second; what the sender is told meanwhile."""
+    told: list[Message] = []
+    for number in range(int(2 * seconds)):
+        await sender.send(numbered(start + number, size=10))
+        told += await sender.flush()
+        await trio.sleep(0.5)
+    return told
+
+
+async def test_nobody_waits_for_a_receiver_that_drains_too_slowly(open_house: Opener) -> None:
+    house = await open_house(egress=SMALL, lagging_s=5)
+    a, slow = await house.node(), await house.node("x", capacity_bytes=NARROW)
+    await clog(a, slow)
+    await a.send(*(numbered(n) for n in range(30)))
+    told = await hold_up(a, 4, start=30)
+    assert told.count(Pause("x", 1, 1_000)) == 8
+    told = await hold_up(a, 4, start=40)
+    assert told[-1] == Resume("x", 1)
+    assert await hold_up(a, 2, start=50) == []
+    await read_until_quiet(slow)  # it catches up
+    await a.send(*(numbered(n) for n in range(30)))
+    assert Pause("x", 1, 1_000) in await a.flush()
+
+
+async def test_nobody_waits_for_it_after_it_has_come_back(open_house: Opener) -> None:
+    house = await open_house(egress=SMALL, lagging_s=1)
+    a, slow = await house.node(), await house.node("x", capacity_bytes=NARROW)
+    await clog(a, slow)
+    await a.send(*(numbered(n) for n in range(30)))
+    assert (await hold_up(a, 3, start=30))[-1] == Resume("x", 1)
+    slow = await house.node("x", capacity_bytes=NARROW, identity=slow.identity, number=2)
+    await a.send(*(numbered(n) for n in range(30)))
+    assert [m for m in await a.flush() if isinstance(m, Pause)] == []
+    await read_until_quiet(slow)
+    await trio.sleep(0.1)
+    await a.send(*(numbered(n) for n in range(30)))
+    assert Pause("x", 1, 1_000) in await a.flush()
+
+
+async def test_a_receiver_that_drains_fast_enough_is_waited_for(open_house: Opener) -> None:
+    house = await open_house(egress=SMALL, lagging_s=1, lagging_bytes_per_s=1)
+    a, slow = await house.node(), await house.node("x", capacity_bytes=NARROW)
+    await clog(a, slow)
+    await a.send(*(numbered(n) for n in range(30)))
+    for number in range(6):
+        await slow._receive_some()
+        await settled()
+        assert Resume not in {type(message) for message in await hold_up(a, 1, start=40 + number)}
+
+
+async def test_a_class_that_the_receiver_has_paused_does_not_count(open_house: Opener) -> None:
+    house = await open_house(egress=SMALL, lagging_s=1)
+    a, slow = await house.node(), await house.node("x", capacity_bytes=NARROW)
+    await slow.send(Pause(None, 1))
+    assert await slow.flush() == []
+    await a.send(*(numbered(n) for n in range(30)))
+    assert (await hold_up(a, 4, start=40)).count(Pause("x", 1, 1_000)) >= 8
+
+
 # ---- client to relay: PAUSE of a class ---------------------------------------------------------------
 
 

@@ -1,0 +1,302 @@
+"""Reliable mode of a node: drives `awesomeconnect.reliable` with the node's clock, outbox and inbox.
+
+What is to be sent is collected while others run, and sent in one go by a task of the library: so one
+acknowledgement stands for all that the application took meanwhile, and none waits for the application.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import anyio
+
+from awesomeconnect.client.delivery import Delivery
+from awesomeconnect.client.events import Message
+from awesomeconnect.client.inbox import Inbox
+from awesomeconnect.client.outbox import Outbox
+from awesomeconnect.client.publishing import Publisher
+from awesomeconnect.client.receipts import Flow
+from awesomeconnect.client.requests import ID_BYTES, Requests
+from awesomeconnect.client.waiting import Signal, loop_clock
+from awesomeconnect.errors import AwesomeConnectError, Expired, OutcomeUnknown, Refused, RequestTimeout
+from awesomeconnect.identity import short_key
+from awesomeconnect.reliable.endpoint import Endpoint
+from awesomeconnect.reliable.receiver import Arrival
+from awesomeconnect.reliable.segments import MAX_EXPIRES_MS
+from awesomeconnect.reliable.settings import ReliableSettings
+from awesomeconnect.wire import cbor
+from awesomeconnect.wire.fields import MAX_ATTRIBUTES, MAX_ATTRIBUTES_BYTES
+from awesomeconnect.wire.messages import Attributes, Content, Deliver, Mode
+
+#: What HELLO claims of a node that takes reliable messages.
+ATTRIBUTE = "ac:reliable"
+#: A segment's part of a frame's payload, at most.
+SEGMENT_BYTES = 64
+#: A timer that fires may be early by rounding.
+DUE_SLACK_S = 1e-6
+
+
+class Reliable:
+    """See the module's docstring.
+
+    Args:
+        incarnation: of this node, 16 bytes.
+        random: uniform in [0, 1).
+        is_manual: the application acknowledges what it has taken.
+        kept_problems: failures of messages that nobody waited for, kept for `Node.flush`.
+        check_open: raises when the node is closed.
+    """
+
+    def __init__(
+        self,
+        incarnation: bytes,
+        settings: ReliableSettings,
+        random: Callable[[], float],
+        publisher: Publisher,
+        outbox: Outbox,
+        inbox: Inbox,
+        requests: Requests,
+        is_manual: bool,
+        kept_problems: int,
+        check_open: Callable[[], None],
+    ) -> None:
+        self.endpoint = Endpoint(incarnation, settings, random)
+        self._clock = loop_clock()
+        self._settings = settings
+        self._publisher = publisher
+        self._outbox = outbox
+        self._inbox = inbox
+        self._requests = requests
+        self._is_manual = is_manual
+        self._check_open = check_open
+        self._problems: deque[AwesomeConnectError] = deque(maxlen=kept_problems)
+        self._wake = Signal()
+        self._wakes_ms: int | None = None  # when the task looks again by itself
+        self._freed = Signal()
+        self._held_up = Signal()
+        self._consumer = 0  # the task that iterates over the node
+        self._is_over = False
+
+    @property
+    def held_bytes(self) -> int:
+        """What is held for receivers that have not taken it."""
+        return self.endpoint.unicast.held_bytes
+
+    def offer(self, attributes: Attributes) -> Attributes:
+        """The attributes of HELLO, with the offer of this mode if it has room there."""
+        # SPEC reliable.md: A node SHOULD offer reliable mode by an attribute ac:reliable with the value 1 in HELLO,
+        #   when its attributes have room for it.
+        if not self._settings.is_offered or len(attributes) >= MAX_ATTRIBUTES:
+            return attributes
+        offered = {ATTRIBUTE: 1, **attributes}
+        return offered if len(cbor.encode(offered)) <= MAX_ATTRIBUTES_BYTES else attributes
+
+    # ---- sending -------------------------------------------------------------------------------------
+
+    async def post(
+        self,
+        peer: bytes,
+        traffic_class: int,
+        content: int,
+        payload: bytes,
+        expires_s: float,
+        on_failure: Callable[[AwesomeConnectError], None] | None = None,
+    ) -> Delivery:
+        """Take a message, as soon as the outbox has room for it; see `Node.post`.
+
+        Args:
+            on_failure: told why it was not delivered, instead of `Node.flush`.
+        """
+        expires_ms = int(expires_s * 1000)
+        if not 1 <= expires_ms <= MAX_EXPIRES_MS:
+            raise ValueError(f"expires_s is between 0.001 and {MAX_EXPIRES_MS // 1000}, not {expires_s}")
+        flow = self._publisher.to_peer(peer, traffic_class, Content.RELIABLE)
+        await self._publisher.take_turns(len(payload))
+        while True:
+            self._check_open()
+            self._publisher.check_size(flow, len(payload) + SEGMENT_BYTES)
+            if self.endpoint.has_room(len(payload)):
+                break
+            await self._freed.wait()
+        delivery = Delivery(flow.about, on_failure or self._problems.append)
+        self.endpoint.post(peer, traffic_class, content, payload, self._now_ms(), expires_ms, delivery)
+        self._look()
+        return delivery
+
+    async def send(
+        self, peer: bytes, traffic_class: int, content: int, payload: bytes, expires_s: float
+    ) -> Delivery:
+        """Send a message and wait; see `Node.send`."""
+        delivery = await self.post(peer, traffic_class, content, payload, expires_s)
+        await delivery.wait(until_held=anyio.get_current_task().id == self._consumer)
+        return delivery
+
+    async def request(self, peer: bytes, traffic_class: int, payload: bytes, timeout_s: float) -> bytes:
+        """Ask and wait for the answer; see `Node.request`."""
+        with self._requests.open(peer) as request, anyio.move_on_after(timeout_s):
+
+            def fail(error: AwesomeConnectError) -> None:
+                if not isinstance(error, Expired | OutcomeUnknown):  # those come with the timeout
+                    request.answer.fail(error)
+
+            await self.post(peer, traffic_class, Content.REQUEST, request.request_id + payload, timeout_s, fail)
+            return await request.answer.wait()
+        raise RequestTimeout(f"request to {short_key(peer)}: no answer in {timeout_s:g} s")
+
+    def take_problems(self) -> list[AwesomeConnectError]:
+        """Why messages were not delivered for which nobody waited."""
+        problems, self._problems = list(self._problems), deque(maxlen=self._problems.maxlen)
+        return problems
+
+    # ---- receiving -----------------------------------------------------------------------------------
+
+    def note_consumer(self) -> None:
+        """The task that runs iterates over the node."""
+        self._consumer = anyio.get_current_task().id
+
+    def hand_over(self, message: Message) -> bool:
+        """The application is about to get a message; False: it must not any more."""
+        arrival = message.origin
+        assert arrival is not None
+        now = self._now_ms()
+        if not self.endpoint.may_hand_over(arrival, now):
+            self._look()
+            return False
+        if not self._is_manual:
+            self.endpoint.taken(arrival, now)
+            self._look()
+        return True
+
+    def ack(self, message: Message) -> None:
+        """The application stands for a message that it took."""
+        if message.origin is not None:
+            self.endpoint.taken(message.origin, self._now_ms())
+            self._look()
+
+    def on_deliver(self, message: Deliver) -> None:
+        """A payload of content 1 or 2 has arrived."""
+        traffic_class, payload = message.traffic_class, message.payload
+        if message.content == Content.RELIABLE and not self._inbox.has_room(traffic_class, len(payload)):
+            return  # as if it had not arrived: it will come again
+        arrivals = self.endpoint.on_deliver(
+            message.sender, message.mode, message.room, traffic_class, message.content, payload, self._now_ms()
+        )
+        for arrival in arrivals:
+            self._take_in(arrival)
+        self._look()
+
+    def _take_in(self, arrival: Arrival) -> None:
+        content, payload, request_id = arrival.content, arrival.payload, b""
+        if content == Content.RESPONSE:
+            self._requests.on_response(arrival.sender, payload)
+            self.endpoint.taken(arrival, self._now_ms())
+            return
+        if content == Content.REQUEST:
+            if len(payload) < ID_BYTES or arrival.room is not None:
+                self.endpoint.taken(arrival, self._now_ms())
+                return
+            request_id, payload = payload[:ID_BYTES], payload[ID_BYTES:]
+        elif content != Content.APPLICATION:
+            self.endpoint.taken(arrival, self._now_ms())
+            return
+        mode = Mode.UNICAST if arrival.room is None else Mode.BROADCAST
+        self._inbox.add(
+            Message(
+                arrival.sender, arrival.room, mode, arrival.traffic_class, content, payload, request_id, arrival
+            )
+        )
+
+    # ---- the connection ------------------------------------------------------------------------------
+
+    def up(self) -> None:
+        """A connection is up."""
+        self.endpoint.connected(self._now_ms())
+        self._look()
+
+    def down(self) -> None:
+        """It is gone."""
+        self.endpoint.disconnected()
+        self._look()
+
+    def end(self) -> None:
+        """There will be none any more."""
+        self._is_over = True
+        self.endpoint.end()
+        self._freed.notify()
+        self._wake.notify()
+        self._held_up.notify()
+
+    def on_reject(self, refused: Refused, flows: Iterable[Flow]) -> bool:
+        """The relay refused messages; whether they were all of this mode.
+
+        Args:
+            flows: theirs, as far as they are remembered.
+        """
+        flows = list(flows)
+        ours = [flow for flow in flows if flow.is_repaired]
+        if flows and not ours:
+            return False
+        target = ours[0].target if len(flows) == 1 else None
+        found = self.endpoint.on_reject(
+            target if isinstance(target, bytes) else None,
+            refused.ordinals,
+            refused.code,
+            refused.retry_after_ms,
+            self._now_ms(),
+        )
+        self._look()
+        return len(ours) == len(flows) if flows else found
+
+    # ---- the library's tasks -------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Queue what is to be sent now."""
+        publisher, outbox = self._publisher, self._outbox
+        full_classes = outbox.full_classes(self._settings.window_bytes)
+        for target, traffic_class, content, payload, entry in self.endpoint.poll(self._now_ms(), full_classes):
+            if isinstance(target, bytes):
+                flow = publisher.to_peer(target, traffic_class, content)
+            else:
+                flow = publisher.to_room(target, traffic_class, content)
+            receipt = outbox.put(flow, payload)
+            if entry is not None:
+                entry.transmissions.append(receipt)
+        self._freed.notify()
+        if self.endpoint.is_held_up:
+            self._held_up.notify()
+
+    async def run(self) -> None:
+        """Send what is to be sent, when it is due, until the node ends."""
+        while not self._is_over:
+            if not self.endpoint.is_waiting:
+                self._wakes_ms = self.endpoint.next_ms
+                await self._wait_until(self._wakes_ms)
+            self.flush()
+
+    async def run_on(self) -> None:
+        """Go on as soon as the outbox has room again, until the node ends."""
+        while not self._is_over:
+            if self.endpoint.is_held_up:
+                await self._outbox.progress.wait()
+                self._wake.notify()
+            else:
+                await self._held_up.wait()
+
+    async def _wait_until(self, at_ms: int | None) -> None:
+        """Return when this time has come, or when `_wake` is notified."""
+        if at_ms is None:
+            await self._wake.wait()
+            return
+        with anyio.move_on_after(at_ms / 1000 - anyio.current_time() + DUE_SLACK_S):
+            await self._wake.wait()
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    def _look(self) -> None:
+        """Wake the task if it has something to do earlier than it knows."""
+        if self.endpoint.is_waiting or (
+            (next_ms := self.endpoint.next_ms) is not None and (self._wakes_ms is None or next_ms < self._wakes_ms)
+        ):
+            self._wake.notify()

@@ -1,0 +1,138 @@
+"""Reliable mode of one node: what arrives in contents 1 and 2, what is to be sent, and when to look again.
+
+    endpoint.post(peer, ...)                   the application sends
+    arrivals = endpoint.on_deliver(...)        the connection brings
+    for outgoing in endpoint.poll(now_ms): ... the connection takes, also at `next_ms`
+    endpoint.taken(arrival, now_ms)            the application has taken
+
+It ties the streams together and holds no state of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from awesomeconnect.reliable.receiver import Arrival
+from awesomeconnect.reliable.segments import Ack, BadPayload, Mark, Refusal, decode_control, decode_segment
+from awesomeconnect.reliable.sender import Entry, Ticket
+from awesomeconnect.reliable.settings import ReliableSettings
+from awesomeconnect.reliable.unicast import Outgoing, Unicast
+from awesomeconnect.wire.parts import Content, Mode
+
+
+class Endpoint:
+    """See the module's docstring.
+
+    Args:
+        incarnation: of this node, 16 bytes.
+        random: uniform in [0, 1).
+
+    Attributes:
+        ignored: payloads that were malformed or of no use.
+    """
+
+    def __init__(self, incarnation: bytes, settings: ReliableSettings, random: Callable[[], float]) -> None:
+        self.unicast = Unicast(incarnation, settings, random)
+        self.ignored = 0
+
+    # ---- the application -----------------------------------------------------------------------------
+
+    def has_room(self, size: int) -> bool:
+        """Whether `post` may take a payload of this size now."""
+        return self.unicast.has_room(size)
+
+    def post(
+        self,
+        peer: bytes,
+        traffic_class: int,
+        content: int,
+        payload: bytes,
+        now_ms: int,
+        expires_ms: int,
+        ticket: Ticket,
+    ) -> Entry:
+        """Take a message to a peer; the ticket is told what becomes of it."""
+        return self.unicast.post(peer, traffic_class, content, payload, now_ms, expires_ms, ticket)
+
+    def may_hand_over(self, arrival: Arrival, now_ms: int) -> bool:
+        """Whether the application may still have a message, when it takes it from the inbox."""
+        return arrival.origin is None or arrival.origin.may_hand_over(arrival, now_ms)
+
+    def taken(self, arrival: Arrival, now_ms: int) -> None:
+        """The application has taken a message, and it may be acknowledged."""
+        self.unicast.taken(arrival, now_ms)
+
+    # ---- the connection ------------------------------------------------------------------------------
+
+    def connected(self, now_ms: int) -> None:
+        """A connection is up."""
+        self.unicast.connected(now_ms)
+
+    def disconnected(self) -> None:
+        """It is gone; what had not left will not."""
+        self.unicast.disconnected()
+
+    def end(self) -> None:
+        """The node ends: settle what is open."""
+        self.unicast.end()
+
+    def on_reject(self, target: bytes | None, ordinals: range, code: int, retry_after_ms: int, now_ms: int) -> bool:
+        """The relay refused messages; whether some of them were reliable. ``target`` None: to whom is not known."""
+        return self.unicast.on_reject(target, ordinals, code, retry_after_ms, now_ms)
+
+    def on_deliver(
+        self,
+        sender: bytes,
+        mode: int,
+        room: str | None,
+        traffic_class: int,
+        content: int,
+        payload: bytes,
+        now_ms: int,
+    ) -> list[Arrival]:
+        """Take a payload of content 1 or 2 in; what the application gets now, in order."""
+        # SPEC reliable.md: A receiver MUST ignore contents 1 and 2 that arrive in mode 2.
+        if mode != Mode.ANYCAST:
+            try:
+                if content == Content.RELIABLE:
+                    if mode == Mode.UNICAST:
+                        return self.unicast.on_segment(sender, traffic_class, decode_segment(payload), now_ms)
+                else:
+                    return self._on_control(sender, payload, now_ms)
+            except BadPayload:
+                pass
+        self.ignored += 1
+        return []
+
+    def _on_control(self, sender: bytes, payload: bytes, now_ms: int) -> list[Arrival]:
+        match decode_control(payload):
+            case Ack() as ack:
+                self.unicast.on_ack(sender, ack, now_ms)
+            case Refusal() as refusal:
+                self.unicast.on_refusal(sender, refusal)
+            case Mark(room=None) as mark:
+                return self.unicast.on_mark(sender, mark, now_ms)
+            case _:
+                self.ignored += 1
+        return []
+
+    # ---- what to send, and when ----------------------------------------------------------------------
+
+    @property
+    def next_ms(self) -> int | None:
+        """When to `poll` again, if nothing happens before."""
+        return self.unicast.next_ms
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is something to send now."""
+        return self.unicast.is_waiting
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether messages wait for a class that took no more."""
+        return self.unicast.is_held_up
+
+    def poll(self, now_ms: int, full_classes: int = 0) -> list[Outgoing]:
+        """What is to be sent now; see `Unicast.poll`."""
+        return self.unicast.poll(now_ms, full_classes)
