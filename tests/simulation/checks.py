@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import TypeVar
 
 from attrs import define
 
@@ -22,6 +23,8 @@ from tests.simulation.history import (
     Taken,
     Up,
 )
+
+Kind = TypeVar("Kind")
 
 #: So late may a timer be.
 SLACK_S = 0.01
@@ -42,7 +45,7 @@ def at_most_once(history: History) -> list[str]:
     """Nobody takes a message twice, nor one that was not meant for it."""
     wrong: list[str] = []
     takers: dict[tuple[Name, str], str] = {}
-    for taken in _of(history, Taken):
+    for taken in of_kind(history, Taken):
         sent = history.sent.get(taken.message)
         if sent is None:
             wrong.append(f"{taken.process} took {taken.message}, which nobody sent")
@@ -51,8 +54,8 @@ def at_most_once(history: History) -> list[str]:
         where = taken.room if sent.mode in ("room", "any") else key
         if (where, taken.traffic_class) != (sent.target, sent.traffic_class):
             wrong.append(f"{taken.process} took {taken}, which was sent as {sent}")
-        # A broadcast has one taker for each key, everything else has one taker.
-        place = (taken.message, key if sent.mode == "room" else "")
+        # A broadcast has one taker for each key, what is reliable one for each process, all else has one taker.
+        place = (taken.message, taken.process if sent.is_reliable else key if sent.mode == "room" else "")
         if place in takers:
             wrong.append(f"{taken.message} was taken by {takers[place]} and by {taken.process}: {sent}")
         takers[place] = taken.process
@@ -63,7 +66,7 @@ def in_order(history: History) -> list[str]:
     """Within a connection of the sender, a destination and a class, a process takes messages in their order."""
     wrong: list[str] = []
     last: dict[tuple[object, ...], Sent] = {}
-    for taken in _of(history, Taken):
+    for taken in of_kind(history, Taken):
         sent = history.sent.get(taken.message)
         if sent is None or not sent.ordinal:
             continue
@@ -78,7 +81,7 @@ def in_order(history: History) -> list[str]:
 def refused_or_taken(history: History) -> list[str]:
     """What the relay refused, nobody takes."""
     refused = _refused(history)
-    taken = [history.sent[taken.message] for taken in _of(history, Taken) if taken.message in history.sent]
+    taken = [history.sent[taken.message] for taken in of_kind(history, Taken) if taken.message in history.sent]
     return [
         f"refused, and taken: {sent}"
         for sent in taken
@@ -117,8 +120,8 @@ def accounted_for(history: History, now: float, *, is_gentle: bool = False) -> l
         ):
             streams[sent.process, sent.connection, sent.target, sent.traffic_class].append(sent)
     stays = _stays(history)
-    epochs = {(up.process, up.connection): up.epoch for up in _of(history, Up)}
-    taken_at = {(taken.process, taken.message): taken.at for taken in _of(history, Taken)}
+    epochs = {(up.process, up.connection): up.epoch for up in of_kind(history, Up)}
+    taken_at = {(taken.process, taken.message): taken.at for taken in of_kind(history, Taken)}
     missing: dict[tuple[str, int], list[Sent]] = defaultdict(list)
     for (sender, connection, target, traffic_class), stream in streams.items():
         stream.sort(key=lambda sent: sent.ordinal)
@@ -136,7 +139,7 @@ def accounted_for(history: History, now: float, *, is_gentle: bool = False) -> l
                 if time == math.inf and (at < last or sent.settled_at <= until)
             ]
     told: dict[tuple[str, int], int] = defaultdict(int)
-    for gap in _of(history, Gap):
+    for gap in of_kind(history, Gap):
         told[gap.process, gap.traffic_class] += gap.count
     wrong = []
     for (process, traffic_class), lost in missing.items():
@@ -161,10 +164,10 @@ def accounted_for(history: History, now: float, *, is_gentle: bool = False) -> l
 def requests_end(history: History) -> list[str]:
     """A request has an outcome in time, unless its process ended first."""
     wrong = [
-        f"a request took too long: {asked}" for asked in _of(history, Asked) if asked.at > asked.until + SLACK_S
+        f"a request took too long: {asked}" for asked in of_kind(history, Asked) if asked.at > asked.until + SLACK_S
     ]
     ended = defaultdict(int)
-    for asked in _of(history, Asked):
+    for asked in of_kind(history, Asked):
         ended[asked.process] += 1
     for sent in history.sent.values():
         if sent.mode == "request" and sent.process not in history.ended:
@@ -174,14 +177,15 @@ def requests_end(history: History) -> list[str]:
     ]
 
 
-def _of(history: History, kind: type) -> Iterable:
+def of_kind(history: History, kind: type[Kind]) -> Iterable[Kind]:
+    """The events of one kind, in order."""
     return (event for event in history.events if type(event) is kind)
 
 
 def _refused(history: History) -> dict[str, set[tuple[int, int]]]:
     """Of each process, (connection, ordinal) of what the relay refused."""
     found: dict[str, set[tuple[int, int]]] = defaultdict(set)
-    for refused in _of(history, Refused):
+    for refused in of_kind(history, Refused):
         found[refused.process].update(
             (refused.connection, ordinal) for ordinal in range(refused.first, refused.stop)
         )

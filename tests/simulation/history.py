@@ -27,7 +27,8 @@ class Sent:
         mode: ``room``, ``peer``, ``any`` or ``request``.
         connection, ordinal: where it left; 0 where it did not.
         settled_at: when a flush that came after it has returned, and nothing was unknown; for ever where none did.
-        outcome: of a reliable one: ``delivered``, ``expired`` or ``unknown``.
+        is_reliable: sent with ``reliable=True``, and tried until ``expires_at``.
+        outcome: of a reliable one: ``delivered``, ``expired``, ``unknown``, ``declined`` or ``refused``; and when.
     """
 
     at: float

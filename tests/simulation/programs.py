@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 from attrs import define
 
-from awesomeconnect.client import Node, connect
+from awesomeconnect.client import Message, Node, connect
+from awesomeconnect.client.delivery import Delivery
 from awesomeconnect.client.reconnect import Process
-from awesomeconnect.errors import AwesomeConnectError, LinkError, OutcomeUnknown
+from awesomeconnect.errors import AwesomeConnectError, Declined, Expired, LinkError, OutcomeUnknown
 from awesomeconnect.errors import Refused as Refusals
 from awesomeconnect.identity import Identity, RelayAddress
 from awesomeconnect.server import Relay
@@ -33,6 +34,11 @@ SMALL = 8  # so many of the sizes are drawn most of the time
 REQUEST_S = 8.0
 #: Mean time between changes of rooms.
 WANDERS_S = 1.5
+#: How long a reliable message is tried: too short for an outage, or long enough for most.
+EXPIRES_S = (1.0, 10.0, 60.0, 150.0)
+OUTCOMES: dict[type, str] = {Expired: "expired", OutcomeUnknown: "unknown", Declined: "declined"}
+#: Messages from the handler of another message have a class of their own, and numbers from here on.
+HANDLER_CLASS, HANDLER_NUMBERS = 4, 10_000
 #: A service manager starts a process that ended by itself again after up to this.
 RESTART_S = 3.0
 
@@ -162,7 +168,7 @@ class Program:
         self.runs = 0
         self._world = world
         self._random = world.source(name)
-        self._wanted = trio.Event()
+        self._answers = 0
         self._process = ""
         self._open: list[Sent] = []  # without a verdict
         self._confirmed: dict[str, None] = {}  # rooms that every HELLO from now on names
@@ -244,13 +250,41 @@ class Program:
 
     async def _listen(self, process: str, node: Node) -> None:
         """Take messages, at leisure or at once; answer requests."""
+        async with trio.open_nursery() as nursery:
+            await self._take_all(process, node, nursery)
+
+    async def _take_all(self, process: str, node: Node, nursery: trio.Nursery) -> None:
         async for message in node:
             now = trio.current_time()
             self._note(message_record(message, now, process, self._world.history, self._world.key_names))
             if message.is_request:
                 await node.reply(message, message.payload)
+            elif self._world.history.name_in(message.payload)[1] % 16 == 3:
+                await self._answer(process, node, message, nursery)
             if self.habits.pause_s and not self._world.is_healing:
                 await trio.sleep(self.habits.pause_s)
+
+    async def _answer(self, process: str, node: Node, message: Message, nursery: trio.Nursery) -> None:
+        """Send reliably while a message is handled: two nodes that do so to each other must not wait for ever."""
+        history = self._world.history
+        self._answers += 1
+        number = HANDLER_NUMBERS + 16 * self._answers
+        target = self._world.key_names[message.sender]
+        sent = Sent(trio.current_time(), process, number, target, "peer", HANDLER_CLASS, is_reliable=True)
+        history.sent[sent.name] = sent
+        sent.expires_at = sent.at + EXPIRES_S[1]
+        try:
+            delivery = await node.send(
+                message.sender,
+                history.payload(sent.name, 20),
+                traffic_class=HANDLER_CLASS,
+                reliable=True,
+                expires_s=EXPIRES_S[1],
+            )
+        except (Expired, OutcomeUnknown, Declined) as error:
+            sent.outcome, sent.outcome_at = OUTCOMES[type(error)], trio.current_time()
+        else:
+            nursery.start_soon(self._await_outcome, sent, delivery)
 
     async def _watch(self, node: Node) -> None:
         """Keep a list of the members of the first room."""
@@ -288,14 +322,21 @@ class Program:
         size = SIZES[chance.randrange(SMALL if is_small else len(SIZES))]
         traffic_class = chance.choice((0, 1, 2, 3, 3, 3, 5, 6))
         payload = history.payload((process, number), size)
-        mode = chance.choices(("room", "peer", "any", "request"), (12, 6, 2, 1))[0]
+        mode = chance.choices(("room", "peer", "any", "request"), (12, 10, 2, 2))[0]
+        is_reliable = mode in ("peer", "request") and chance.random() < 0.5
         target = chance.choice(world.rooms if mode in ("room", "any") else world.peers(self.key_name))
         peer = world.identity(target).public_key if mode in ("peer", "request") else b""
-        sent = Sent(trio.current_time(), process, number, target, mode, traffic_class)
+        sent = Sent(trio.current_time(), process, number, target, mode, traffic_class, is_reliable=is_reliable)
         history.sent[sent.name] = sent
         options: dict[str, Any] = {"traffic_class": traffic_class, "wait": self.habits.waits}
         if mode == "request":
-            nursery.start_soon(self._ask, process, node, peer, payload, traffic_class)
+            nursery.start_soon(self._ask, process, node, peer, payload, traffic_class, is_reliable)
+            return
+        if is_reliable:
+            expires_s = chance.choice(EXPIRES_S)
+            delivery = await node.post(peer, payload, traffic_class=traffic_class, expires_s=expires_s)
+            sent.at, sent.expires_at = trio.current_time(), trio.current_time() + expires_s
+            nursery.start_soon(self._await_outcome, sent, delivery)
             return
         if mode == "room":
             receipt = await node.publish(target, payload, **options)
@@ -306,11 +347,26 @@ class Program:
         world.receipts.append((sent, receipt))
         self._open.append(sent)
 
-    async def _ask(self, process: str, node: Node, peer: bytes, payload: bytes, traffic_class: int) -> None:
+    async def _await_outcome(self, sent: Sent, delivery: Delivery) -> None:
+        """Record what becomes of a reliable message."""
+        outcome = "delivered"
+        try:
+            await delivery.wait()
+        except AwesomeConnectError as error:
+            outcome = OUTCOMES.get(type(error), "refused")
+        if self.host is not None and self.host.is_on and self.host.name == sent.process:
+            sent.outcome, sent.outcome_at = outcome, trio.current_time()
+            self._world.trace(outcome, sent.process, message=sent.name)
+
+    async def _ask(
+        self, process: str, node: Node, peer: bytes, payload: bytes, traffic_class: int, is_reliable: bool
+    ) -> None:
         until = trio.current_time() + REQUEST_S
         outcome = "answered"
         try:
-            answer = await node.request(peer, payload, timeout_s=REQUEST_S, traffic_class=traffic_class)
+            answer = await node.request(
+                peer, payload, timeout_s=REQUEST_S, traffic_class=traffic_class, reliable=is_reliable
+            )
             assert answer == payload
         except AwesomeConnectError as error:
             outcome = type(error).__name__

@@ -23,7 +23,7 @@ from awesomeconnect.identity import Identity, RelayAddress
 from awesomeconnect.server import Relay
 from awesomeconnect.server.session import Session
 from awesomeconnect.shaping.egress import EgressLimits
-from tests.simulation import checks, determinism
+from tests.simulation import checks, determinism, reliable_checks
 from tests.simulation.faults import Chaos
 from tests.simulation.history import Event, History, Sent
 from tests.simulation.network import Network, Weather
@@ -31,6 +31,9 @@ from tests.simulation.programs import Daemon, Program, habits
 
 #: Everybody who knows that a connection broke tries again after this at the latest (`ClientSettings.later_cap_s`).
 LATER_CAP_S = 30.0
+#: A reliable message gets through while both sides are connected for so long, and for the time in which a silent
+#: connection is noticed: a fault that passes by itself (25 s), and retransmissions.
+REPAIR_S = 45.0
 #: When all is well, everything that was sent has arrived after this.
 QUIET_S = 30.0
 #: Times begin here: the start of a process, in milliseconds, tells which of two is newer.
@@ -234,11 +237,15 @@ class World:
     async def _back_in_rooms(self) -> bool:
         """M1: the relay's view of its rooms becomes that of the nodes."""
         settings, client = self.relay_settings, self.client_settings()
-        silence_s = settings.drop_s + settings.keepalive_s
-        limit_s = silence_s + LATER_CAP_S + 3 * client.welcome_s + settings.closing_s + 10
+        limit_s = self._silence_s + LATER_CAP_S + 3 * client.welcome_s + settings.closing_s + 10
         return await self._within(
             "back in the rooms", limit_s, lambda: not self._differences(), lambda: self._differences()
         )
+
+    @property
+    def _silence_s(self) -> float:
+        """After this everybody knows that a connection has gone silent."""
+        return self.relay_settings.drop_s + self.relay_settings.keepalive_s
 
     def _differences(self) -> list[str]:
         """Where the relay's view and the nodes' intents differ."""
@@ -281,7 +288,7 @@ class World:
         for program in self.programs:
             assert program.node is not None
             counted = program.node.statistics()
-            if counted.inbox_bytes or counted.queued_messages:
+            if counted.inbox_bytes or counted.queued_messages or counted.reliable_bytes:
                 found.append(program.name)
         return found
 
@@ -303,6 +310,7 @@ class World:
             sent.connection, sent.ordinal = receipt.connection or 0, receipt.ordinal or 0
         now = trio.current_time()
         self.violations += checks.plain(self.history, now)
+        self.violations += reliable_checks.reliable(self.history, now, self._silence_s + REPAIR_S)
         self.counters["sent"] = len(self.history.sent)
         for event in self.history.events:
             name = type(event).__name__.lower()
