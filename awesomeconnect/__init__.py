@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from awesomeconnect.client import GapReport as GapReport
     from awesomeconnect.client import GoingAway as GoingAway
     from awesomeconnect.client import Message as Message
+    from awesomeconnect.client import Moved as Moved
     from awesomeconnect.client import Node as Node
     from awesomeconnect.client import NodeStatistics as NodeStatistics
     from awesomeconnect.client import Paused as Paused
@@ -86,7 +87,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "client": (
         "ClientSettings", "Connected", "Delivery", "Disconnected", "Event", "GapReport", "GoingAway", "Message",
-        "Node", "NodeStatistics", "Paused", "PresenceChange", "Receipt", "Refusal", "Resumed", "RoomLost",
+        "Moved", "Node", "NodeStatistics", "Paused", "PresenceChange", "Receipt", "Refusal", "Resumed", "RoomLost",
         "connect",
     ),
     "config": ("RelaySettings",),

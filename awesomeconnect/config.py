@@ -12,6 +12,8 @@ from typing import Any
 from attrs import Attribute, field, frozen
 from attrs.validators import optional
 
+from awesomeconnect.errors import AddressError
+from awesomeconnect.identity import RelayAddress
 from awesomeconnect.shaping.egress import EgressLimits
 from awesomeconnect.wire.connection import DEFAULT_PAYLOAD_BYTES
 from awesomeconnect.wire.framing import FRAME_OVERHEAD_BYTES
@@ -21,6 +23,9 @@ from awesomeconnect.wire.rooms import room_name_problem
 DEFAULT_PORT = 7420
 #: What one read of 256 KiB can become: the shortest frame, of 11 bytes, leaves with its sender's key as 46.
 TURN_BYTES = 2 << 20
+
+#: What WELCOME and GOAWAY carry.
+MOST_ALTERNATES = 16
 
 
 def _positive(_settings: object, attribute: Attribute[Any], value: float) -> None:
@@ -44,6 +49,16 @@ def _contracts(_settings: object, _attribute: object, value: tuple[ClassContract
     classes = [contract.traffic_class for contract in value]
     if len(set(classes)) < len(classes):
         raise ValueError("a traffic class has two contracts; give each class one")
+
+
+def _alternates(_settings: object, _attribute: object, value: tuple[str, ...]) -> None:
+    if len(value) > MOST_ALTERNATES:
+        raise ValueError(f"{len(value)} alternates; name {MOST_ALTERNATES} at most")
+    for text in value:
+        try:
+            RelayAddress.parse(text)
+        except AddressError as error:
+            raise ValueError(f"alternate {text!r}: {error}") from None
 
 
 def _room_contracts(_settings: object, attribute: object, value: Mapping[str, tuple[ClassContract, ...]]) -> None:
@@ -87,8 +102,13 @@ class RelaySettings:
     drain_s: float = _limit(5)
     #: Clients come back at a random time within this, so that a restarted relay is not overrun.
     spread_s: float = _limit(10)
+    #: Relays that could take the clients of this one when it drains: addresses, ``ac://KEY@host:port``.
+    alternates: tuple[str, ...] = field(default=(), validator=_alternates)
     #: Changes of membership are gathered for this long before watchers are told.
     presence_s: float = _limit(0.1)
+    #: The leave of a member whose connection broke is told after this, unless there is more to tell: most come back
+    #: at once, and then nobody sees the room without them.
+    broken_leave_s: float = _limit(2)
     #: A PAUSE lapses after this unless it is renewed, so a lost RESUME stops nobody.
     pause_ms: int = _limit(1_000)
     #: Unsent control frames at which a connection is dropped: one that provokes answers and does not read them.

@@ -78,7 +78,15 @@ class Notices:
 
     async def follow(self, node: Node) -> None:
         """Tell and note events until cancelled."""
-        from awesomeconnect.client import Connected, Disconnected, GapReport, GoingAway, Refusal, RoomLost
+        from awesomeconnect.client import (
+            Connected,
+            Disconnected,
+            GapReport,
+            GoingAway,
+            Moved,
+            Refusal,
+            RoomLost,
+        )
 
         async for event in node.events():
             match event:
@@ -88,6 +96,8 @@ class Notices:
                     tell(f"Warning: connection lost: {one_line(error)}; {again}")
                 case Connected(relay) if self.was_interrupted:
                     tell(f"connected again to {relay}")
+                case Moved(relay):
+                    tell(f"moved to {relay}")
                 case GapReport():
                     self.lost += event.count
                     where = f" in {safe(event.room)}" if event.room else ""

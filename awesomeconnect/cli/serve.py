@@ -81,6 +81,13 @@ _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
     help="Nodes at once.  [default: 100000, or what the limit on open files allows]",
 )
 @click.option(
+    "--alternate",
+    "alternates",
+    multiple=True,
+    metavar="ADDRESS",
+    help="A relay that could take the nodes of this one when it drains. May be repeated.",
+)
+@click.option(
     "--pacing/--no-pacing",
     "is_pacing",
     default=True,
@@ -97,6 +104,7 @@ def serve(
     room_contracts: tuple[tuple[str, ClassContract], ...],
     downlink: int | None,
     connections: int | None,
+    alternates: tuple[str, ...],
     is_pacing: bool,
     as_json: bool,
 ) -> None:
@@ -129,6 +137,7 @@ def serve(
             contracts=contracts,
             room_contracts=by_room(room_contracts),
             downlink_bytes_per_s=downlink,
+            alternates=alternates,
             is_pacing=is_pacing,
         )
     except ValueError as error:

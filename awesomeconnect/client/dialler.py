@@ -5,16 +5,20 @@ A relay that proved another key, or sent this node away for good, is not dialled
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 import anyio
 
 from awesomeconnect.client.link import Link, open_link
 from awesomeconnect.client.reconnect import MOST_SPREAD_S, Backoff, ends_node, is_final
 from awesomeconnect.client.settings import ClientSettings
-from awesomeconnect.errors import AwesomeConnectError, ConnectFailed
+from awesomeconnect.errors import AddressError, AwesomeConnectError, ConnectFailed
 from awesomeconnect.identity import Identity, RelayAddress
 from awesomeconnect.wire.messages import Hello, Incarnation
+
+#: Relays that are remembered, with those that relays name.
+MOST_ADDRESSES = 64
 
 
 class Dialler:
@@ -32,6 +36,7 @@ class Dialler:
         hello: Callable[[Incarnation, int], Hello],
     ) -> None:
         self._addresses = list(addresses)  # those that may be dialled
+        self._known = set(addresses)
         self._identity = identity
         self._settings = settings
         self._hello = hello
@@ -44,22 +49,31 @@ class Dialler:
         )
         self._spread_s = 0.0
 
-    @property
-    def has_choice(self) -> bool:
-        """Whether there is more than one relay."""
-        return len(self._addresses) > 1
+    def add(self, alternates: Iterable[str]) -> None:
+        """Relays that a relay names; what is no address is passed over."""
+        for text in alternates:
+            with suppress(AddressError):
+                address = RelayAddress.parse(text)
+                if address not in self._known and len(self._known) < MOST_ADDRESSES:
+                    self._known.add(address)
+                    self._addresses.append(address)
 
-    async def dial(self, timeout_s: float | None = None) -> Link:
+    def has_other(self, than: RelayAddress) -> bool:
+        """Whether there is another relay."""
+        return any(address != than for address in self._addresses)
+
+    async def dial(self, timeout_s: float | None = None, but: RelayAddress | None = None) -> Link:
         """A connection to the first of the relays that lets this node in, each given its share of the time.
 
         Args:
             timeout_s: for all of them; None: ``welcome_s`` for each.
+            but: not to this one; there must be others.
 
         Raises:
             ConnectFailed: none of several could be reached, or the only one; lists each with its reason.
             AwesomeConnectError: why the only one did not let this node in, as `open_link`.
         """
-        addresses = self._addresses.copy()
+        addresses = [address for address in self._addresses if address != but]
         if timeout_s is None:
             timeout_s = self._settings.welcome_s * len(addresses)
         deadline = anyio.current_time() + timeout_s
@@ -94,7 +108,7 @@ class Dialler:
         if is_final(error):
             self._addresses.remove(link.address)
         self._spread_s = 0.0
-        if link.goaway is not None and not self.has_choice:
+        if link.goaway is not None and not self.has_other(link.address):
             self._spread_s = min(link.goaway.spread_ms / 1000, MOST_SPREAD_S)
 
     def wait_s(self, error: Exception) -> float:

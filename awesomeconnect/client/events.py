@@ -82,6 +82,16 @@ class Connected:
 
 
 @frozen
+class Moved:
+    """The node is connected to another relay, which it joined before it left the one that asked it to go."""
+
+    relay: RelayAddress
+    epoch: bytes
+    connection: int
+    left: RelayAddress
+
+
+@frozen
 class Disconnected:
     """The node is not connected; the next attempt follows in ``retry_in_s``, or never (None)."""
 
@@ -97,7 +107,10 @@ class GapReport:
         room: theirs; None when they were not of one room.
         sender: theirs; None when they were not of one sender.
         lost_bytes: size of their DELIVER frames, or of their payloads when they were lost here.
+        code: why; 0 for reliable messages.
         local: the application took messages too slowly and this node's own inbox was full.
+        sequences: of reliable messages of one sender to a room that could not be repaired; None for others. The
+            relay's reports have none, and may count reliable messages: those are repaired, or reported once more.
     """
 
     room: str | None
@@ -107,6 +120,7 @@ class GapReport:
     lost_bytes: int
     code: int
     local: bool = False
+    sequences: range | None = None
 
 
 @frozen
@@ -143,7 +157,7 @@ class Refusal:
 
 @frozen
 class GoingAway:
-    """The relay asks its nodes to leave. The library reconnects by itself, unless the code is ``replaced``."""
+    """The relay asks its nodes to leave. The library moves or reconnects by itself, unless ``code`` forbids it."""
 
     code: int
     window_ms: int
@@ -160,7 +174,7 @@ class RoomLost:
 
 
 Event: TypeAlias = (
-    Connected | Disconnected | GapReport | Paused | Resumed | Refusal | GoingAway | RoomLost
+    Connected | Moved | Disconnected | GapReport | Paused | Resumed | Refusal | GoingAway | RoomLost
 )  # fmt: skip
 
 

@@ -93,7 +93,7 @@ class Inbox:
         """Take a report of a loss; it is told in its place."""
         queue = self._queues[gap.traffic_class]
         last = queue[-1] if queue else None
-        if isinstance(last, GapReport) and last.local == gap.local:
+        if isinstance(last, GapReport) and last.local == gap.local and last.sequences is gap.sequences is None:
             queue[-1] = evolve(
                 last,
                 room=last.room if last.room == gap.room else None,

@@ -14,6 +14,7 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
@@ -43,6 +44,7 @@ from awesomeconnect.wire.messages import (
     Ping,
     PingKind,
     Welcome,
+    encode_frame,
 )
 from awesomeconnect.wire.records import MAX_PLAINTEXT
 from awesomeconnect.wire.states import State
@@ -92,6 +94,7 @@ class Link:
         number: of this connection among those of the process with this key.
         welcome: what the relay said first; ``limits`` from it.
         goaway: once the relay has asked this node to leave.
+        error: why it ended; None while it runs.
     """
 
     def __init__(
@@ -112,11 +115,12 @@ class Link:
         self._outbox: Outbox | None = None
         self._handle: Callable[[Message], None] = lambda message: None
         self._heard = anyio.current_time()
-        self._error: Exception | None = None
+        self.error: Exception | None = None
         self._tasks: TaskGroup | None = None
         self._pings = 0
         self._is_sending = False  # a record has left in part
         self._is_closing = False  # CLOSE is queued, nothing may follow it
+        self._last_words: bytes | None = None  # instead of what the outbox has
         self._close_code = ErrorCode.OK
 
     def tell(self, message: Message) -> None:
@@ -136,17 +140,28 @@ class Link:
         self.tell(Close())
         self._is_closing = True
 
-    def close_in(self, delay_s: float) -> None:
-        """`close`, after a while."""
+    def leave(self, last_words: bytes, most_s: float, handle: Callable[[Message], None]) -> None:
+        """Take nothing more from the outbox, say CLOSE, and go on reading until the relay has answered.
+
+        Args:
+            last_words: frames that leave before CLOSE.
+            most_s: how long the relay may take.
+            handle: who is given its messages from now on.
+        """
+        self._last_words = last_words + encode_frame(Close())
+        self._is_closing = True
+        self._handle = handle
+        if self._outbox is not None:
+            self._outbox.filled.notify()
         if self._tasks is not None:
-            self._tasks.start_soon(self._close_later, delay_s)
+            self._tasks.start_soon(self._guard, partial(self._give_up, most_s))
 
     def attach(self, outbox: Outbox, handle: Callable[[Message], None]) -> None:
         """What to send, and who is given the relay's messages; ``handle`` must not wait."""
         self._outbox, self._handle = outbox, handle
 
-    async def run(self) -> Exception:
-        """Serve the connection until it ends; why it did."""
+    async def run(self) -> None:
+        """Serve the connection until it ends; ``error`` says why it did."""
         try:
             async with anyio.create_task_group() as self._tasks:
                 for job in (self._read, self._write, self._watch_silence):
@@ -154,15 +169,14 @@ class Link:
         finally:
             self._outbox = self._tasks = None
             self.drop()
-        assert self._error is not None
-        if self.goaway is not None and isinstance(self._error, ConnectionBroken):
-            return ConnectionEnded(ended_text(self.goaway.code, ""), self.goaway.code)
-        return self._error
+        assert self.error is not None
+        if self.goaway is not None and isinstance(self.error, ConnectionBroken):
+            self.error = ConnectionEnded(ended_text(self.goaway.code, ""), self.goaway.code)
 
     def end(self, error: Exception) -> None:
         """End the link now."""
-        if self._error is None:
-            self._error = error
+        if self.error is None:
+            self.error = error
         if self._tasks is not None:
             self._tasks.cancel_scope.cancel()
 
@@ -217,6 +231,10 @@ class Link:
         written = 0
         limit = MAX_PLAINTEXT
         while True:
+            if self._last_words is not None:
+                await self._send(connection.seal(self._last_words))
+                connection.note_sent(Close())
+                return
             plaintext = outbox.take(limit)
             if plaintext:
                 has_waited = await self._send(connection.seal(plaintext))
@@ -249,9 +267,9 @@ class Link:
         self._is_sending = False
         return has_waited
 
-    async def _close_later(self, delay_s: float) -> None:
-        await anyio.sleep(delay_s)
-        self.close()
+    async def _give_up(self, most_s: float) -> None:
+        await anyio.sleep(most_s)
+        raise ConnectionBroken("the relay did not answer CLOSE")
 
     async def _watch_silence(self) -> None:
         """Ask a silent relay whether it is there, and give it up."""

@@ -17,11 +17,12 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Literal, overload
 
 import anyio
 from anyio import TASK_STATUS_IGNORED
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 from attrs import frozen
 
 from awesomeconnect.client.delivery import Delivery
@@ -35,6 +36,7 @@ from awesomeconnect.client.events import (
     GapReport,
     GoingAway,
     Message,
+    Moved,
     Paused,
     Refusal,
     Resumed,
@@ -45,8 +47,8 @@ from awesomeconnect.client.link import Limits, Link
 from awesomeconnect.client.outbox import Outbox
 from awesomeconnect.client.pauses import Pauses
 from awesomeconnect.client.publishing import Payload, Publisher, check_room, octets
-from awesomeconnect.client.receipts import TOKEN_BYTES, Flow, Receipt
-from awesomeconnect.client.reconnect import MOST_SPREAD_S
+from awesomeconnect.client.receipts import TOKEN_BYTES, Flow, Receipt, Verdicts
+from awesomeconnect.client.reconnect import move_delay_s
 from awesomeconnect.client.reliable import Reliable
 from awesomeconnect.client.requests import ANSWERED, FAILED, ID_BYTES, Request, Requests, response
 from awesomeconnect.client.rooms import Rooms
@@ -93,6 +95,8 @@ from awesomeconnect.wire.messages import Message as WireMessage
 log = logging.getLogger("awesomeconnect.client")
 
 _RELIABLE = frozenset({Content.RELIABLE, Content.REPAIR})
+#: Codes of LEFT after which a node is not in the room.
+_OUT = (ErrorCode.OK, ErrorCode.EVICTED, ErrorCode.CAPABILITY_REQUIRED, ErrorCode.CAPABILITY_INVALID)
 #: How long a reliable message is tried: as long as a restart takes.
 EXPIRES_S = 60.0
 #: Somebody who reads without waiting lets others run after this many.
@@ -166,6 +170,7 @@ class Node:
         self._publisher = Publisher(self._outbox, self._pauses, settings.window_bytes, self._connected)
         self._reliable = Reliable(
             incarnation_bytes(settings.process.new_run()),
+            settings.process.random_bytes(32),
             settings.reliable,
             settings.random,
             self._publisher,
@@ -179,7 +184,12 @@ class Node:
         self._publisher.more_problems = self._reliable.take_problems
         self._dialler = Dialler(addresses, identity, settings, self._hello)
         self._pings: dict[bytes, Answer[float]] = {}
+        self._tasks: TaskGroup  # of connections; there is one while the node lives
         self._link: Link | None = None  # while it is up
+        self._successor: Link | None = None  # let in by another relay, while the node moves
+        self._moving = anyio.CancelScope()  # of the wait before the node moves
+        self._is_moving = False  # it is being let in
+        self._former: dict[Link, Verdicts] = {}  # connections that were left and have not ended
         self._relay = addresses[0]
         self._limits = Limits()
         self._closing = False
@@ -236,6 +246,7 @@ class Node:
         *,
         traffic_class: int = TrafficClass.DATA,
         wait: bool = False,
+        reliable: bool = False,
     ) -> Receipt:
         """Queue a message to all other members of a room; the node need not be one.
 
@@ -248,6 +259,9 @@ class Node:
             traffic_class: 0..6.
             wait: also wait while a receiver is behind, and keep at most 1 MiB without the relay's verdict: so
                 that a stream arrives whole at slow readers.
+            reliable: members that miss it, because of a broken connection, a restart of the relay or a full queue,
+                ask this node for it and get it in its place, or one `GapReport` with ``sequences``. This node keeps
+                what it published for that, 8 MiB for 5 minutes at most. Nobody acknowledges.
 
         Returns:
             The receipt. Refusals, for example when nobody is in the room, come with `flush`.
@@ -257,6 +271,8 @@ class Node:
             RoomRefused: the room's name is not valid.
             LinkError: the node is closed, or there will be no connection any more.
         """
+        if reliable:
+            return await self._reliable.publish(room, traffic_class, octets(payload), wait)
         publisher = self._publisher
         flow = publisher.to_room(room, traffic_class)
         if type(payload) is not bytes:
@@ -601,25 +617,54 @@ class Node:
         """Serve one connection after the other until the node ends. Never raises."""
         error: Exception = ConnectionEnded("the node is closed")
         try:
-            while not self._closing:
-                self._up(link)
-                task_status.started()
-                task_status = TASK_STATUS_IGNORED
+            async with anyio.create_task_group() as self._tasks:
+                is_moved = False
                 try:
-                    error = await link.run()
+                    while not self._closing:
+                        self._up(link, is_moved)
+                        self._tasks.start_soon(self._run, link)
+                        task_status.started()
+                        task_status = TASK_STATUS_IGNORED
+                        while self._successor is None and (link.error is None or self._is_moving):
+                            await self._changed.wait()
+                        is_moved = self._successor is not None
+                        if self._successor is not None:
+                            link, self._successor = self._successor, None
+                        else:
+                            assert link.error is not None
+                            error = link.error
+                            link = await self._redial(link, error)
+                except AwesomeConnectError as final:
+                    error = final
+                except Exception as bug:
+                    log.exception("the node ends after an error in the library; please report it")
+                    error = bug
                 finally:
-                    self._down()
-                link = await self._redial(link, error)
-        except AwesomeConnectError as final:
-            error = final
-        except Exception as bug:
-            log.exception("the node ends after an error in the library; please report it")
-            error = bug
+                    link.drop()
+                    self._tasks.cancel_scope.cancel()
         finally:
-            link.drop()
+            if self._successor is not None:
+                self._successor.drop()
         if not self._closing:
             self._events.add(Disconnected(error, None))
         self._finish(None if self._closing else error)
+
+    async def _run(self, link: Link) -> None:
+        """Serve a connection until it ends, also when another one has taken its place."""
+        try:
+            await link.run()
+        finally:
+            if self._link is link:
+                self._down()
+            verdicts = self._former.pop(link, None)
+            if verdicts is not None:
+                error = link.error
+                # SPEC sessions.md: A client that moves MUST treat messages to the first relay as accepted, unless
+                #   refused, when that answers CLOSE with CLOSE 0, and their outcome as unknown when it ends in
+                #   another way.
+                in_order = isinstance(error, ConnectionEnded) and error.code == ErrorCode.OK
+                self._outbox.left(verdicts, in_order)
+            self._changed.notify()
 
     async def _redial(self, link: Link, error: Exception) -> Link:
         """The next connection; raises why there will be none."""
@@ -640,7 +685,8 @@ class Node:
     def _hello(self, incarnation: Incarnation, number: int) -> Hello:
         return Hello(REVISION, incarnation, number, self._reliable.offer(self._attributes), self._rooms.intents())
 
-    def _up(self, link: Link) -> None:
+    def _up(self, link: Link, is_moved: bool) -> None:
+        before = self._relay if is_moved else None
         self._connections += 1
         self._relay = link.address
         self._limits = link.limits
@@ -654,17 +700,22 @@ class Node:
         for traffic_class in range(TrafficClass.CONTROL):
             if self._inbox.paused >> traffic_class & 1:
                 self._tell(Pause(None, traffic_class))
-        self._events.add(Connected(link.address, link.welcome.epoch, link.number))
+        where = link.address, link.welcome.epoch, link.number
+        self._events.add(Moved(*where, before) if before else Connected(*where))
         self._changed.notify()
 
     def _down(self) -> None:
+        self._moving.cancel()
+        self._forget_link()
+        self._outbox.broke()
+        self._requests.broke()
+
+    def _forget_link(self) -> None:
         self._link = None
         self._publisher.is_open = False
         self._pauses.clear()
-        self._outbox.broke()
         self._reliable.down()
         self._rooms.down()
-        self._requests.broke()
         for answer in self._pings.values():
             answer.fail(ConnectionBroken("the connection ended before the relay answered"))
         self._changed.notify()
@@ -724,13 +775,15 @@ class Node:
         )
 
     def _on_reject(self, message: Reject) -> None:
-        verdicts = self._outbox.verdicts
+        self._refused(self._outbox.verdicts, message)
+
+    def _refused(self, verdicts: Verdicts, message: Reject) -> None:
         refused, _flow = verdicts.judge(message)
-        if self._requests.refuse(refused) == message.count:
+        if self._requests.refuse(refused, verdicts.connection) == message.count:
             return
-        if self._reliable.on_reject(refused, verdicts.flows(refused.ordinals)):
+        if self._reliable.on_reject(refused, verdicts):
             return
-        verdicts.note(refused)
+        self._outbox.problems.note(refused)
         self._events.add(Refusal(refused.ordinals, refused.code, verdicts.connection))
 
     def _on_pause(self, message: Pause) -> None:
@@ -762,11 +815,54 @@ class Node:
         link = self._link
         assert link is not None
         link.goaway = message
+        # SPEC sessions.md: A client MUST NOT connect to a relay that another relay names as alternate, unless its
+        #   user or application allowed that.
+        if self._settings.follows_alternates:
+            self._dialler.add(message.alternates)
         # What the relay has queued still comes before its CLOSE. Where another connection can be had, it need not
         # be waited for.
-        has_others = self._dialler.has_choice and message.code in (ErrorCode.DRAINING, ErrorCode.OVERLOADED)
-        if has_others or message.code == ErrorCode.SESSION_TOO_OLD:
-            link.close_in(self._settings.random() * min(message.window_ms / 1000, MOST_SPREAD_S))
+        if message.code == ErrorCode.SESSION_TOO_OLD or (
+            message.code in (ErrorCode.DRAINING, ErrorCode.OVERLOADED) and self._dialler.has_other(link.address)
+        ):
+            self._moving.cancel()  # a relay that asks again has changed its mind
+            self._moving = anyio.CancelScope()
+            self._tasks.start_soon(self._move, link, message)
+
+    async def _move(self, link: Link, goaway: Goaway) -> None:
+        """Leave a relay that asked this node to go: if there is another one, not before that has let it in."""
+        with self._moving:  # until the connection ends by itself
+            await anyio.sleep(move_delay_s(self.key, link.welcome.epoch, goaway.window_ms / 1000))
+        if self._link is not link or self._closing:
+            return
+        if goaway.code != ErrorCode.SESSION_TOO_OLD:
+            self._is_moving = True
+            try:
+                self._successor = await self._dialler.dial(but=link.address)
+            except AwesomeConnectError as error:
+                log.info("no other relay takes this node, so it stays until the end: %s", error)
+                return
+            finally:
+                self._is_moving = False
+                self._changed.notify()
+            if self._link is not link or self._closing:
+                return
+        # SPEC sessions.md: A client that moves MUST end a message of which fragments have left with FRAGMENT end 2
+        #   before CLOSE, or send the rest of it.
+        last_words, verdicts = self._outbox.leave()
+        self._former[link] = verdicts
+        self._forget_link()
+        link.leave(last_words, self._settings.closing_s, partial(self._on_former_message, verdicts))
+
+    def _on_former_message(self, verdicts: Verdicts, message: WireMessage) -> None:
+        """What a relay still says that this node has left: messages for it, and verdicts."""
+        # SPEC sessions.md: A client that moves MUST take DELIVER, GAP and REJECT of the first relay until that has
+        #   said CLOSE 0.
+        if isinstance(message, Deliver):
+            self._on_deliver(message)
+        elif isinstance(message, Gap):
+            self._on_gap(message)
+        elif isinstance(message, Reject):
+            self._refused(verdicts, message)
 
     def _on_contract(self, message: Contract) -> None:
         # SPEC messages.md: A client MUST NOT change the contracts that it knew because of a CONTRACT with another
@@ -777,9 +873,12 @@ class Node:
     def _on_joined(self, message: Joined) -> None:
         self._outbox.set_contracts(message.contracts, message.room)
         self._rooms.on_joined(message)
+        self._reliable.endpoint.rooms.joined(message.room, message.member_count)
 
     def _on_left(self, message: Left) -> None:
         self._rooms.on_left(message)
+        if message.code in _OUT:
+            self._reliable.endpoint.rooms.left(message.room)
 
     def _on_page(self, message: MembersPage) -> None:
         self._rooms.on_page(message)

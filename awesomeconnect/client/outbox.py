@@ -8,7 +8,8 @@ In classes with a contract, messages wait in lanes before the queue until they m
 them wait as well.
 
 Messages that had not left when a connection broke leave on the next one. Control frames and barriers die with
-their connection.
+their connection. When the node moves, the next connection begins before the former one has ended: what had left
+there still gets its verdict.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from awesomeconnect.client.lanes import Lanes
-from awesomeconnect.client.receipts import Flow, Flush, Receipt, Verdicts
+from awesomeconnect.client.receipts import Flow, Flush, Problems, Receipt, Verdicts
 from awesomeconnect.client.waiting import Signal
-from awesomeconnect.errors import ErrorCode, OutcomeUnknown, PayloadTooLarge
+from awesomeconnect.errors import ErrorCode, PayloadTooLarge
 from awesomeconnect.shaping.ats import NS_PER_S
 from awesomeconnect.shaping.egress import CONTROL, Egress, EgressLimits
 from awesomeconnect.wire.messages import (
     ClassContract,
+    Fragment,
+    FragmentEnd,
     Join,
     Members,
     Message,
@@ -49,7 +52,8 @@ class Outbox(Egress):
         now_ns: the clock that contracts go by.
 
     Attributes:
-        verdicts: of the messages that have left.
+        verdicts: of the messages that have left on this connection.
+        problems: refusals and unknown outcomes, of all connections.
         filled: something was queued.
         progress: a full class has room again, or verdicts have arrived.
     """
@@ -60,6 +64,7 @@ class Outbox(Egress):
         "_flush_bytes",
         "_flush_messages",
         "_flushes",
+        "_former",
         "_lanes",
         "_now_ns",
         "_pending",
@@ -68,6 +73,7 @@ class Outbox(Egress):
         "_queue_messages",
         "_waiting_barriers",
         "filled",
+        "problems",
         "progress",
         "verdicts",
     )
@@ -82,7 +88,9 @@ class Outbox(Egress):
         now_ns: Callable[[], int],
     ) -> None:
         super().__init__(EgressLimits())
-        self.verdicts = Verdicts(kept_problems)
+        self.verdicts = Verdicts(0)
+        self.problems = Problems(kept_problems)
+        self._former: list[Verdicts] = []  # of connections that were left and have not ended
         self.filled = Signal()
         self.progress = Signal()
         self._queue_bytes = queue_bytes
@@ -179,7 +187,12 @@ class Outbox(Egress):
     @property
     def is_settled(self) -> bool:
         """Whether everything put has left and has its verdict."""
-        return not self.queued_messages and self.verdicts.decided == self.verdicts.sent
+        return not self.queued_messages and self.verdicts.is_settled
+
+    async def wait_for_former(self) -> None:
+        """Return when the connections that were left have ended."""
+        while self._former:
+            await self.progress.wait()
 
     def flush(self) -> Flush:
         """Ask for the verdict on everything put so far."""
@@ -252,7 +265,7 @@ class Outbox(Egress):
             self._append_message(*message)
             self.progress.notify()
         for receipt in lanes.refused:
-            self.verdicts.note(over_burst(receipt.flow, receipt.size))
+            self.problems.note(over_burst(receipt.flow, receipt.size))
         lanes.refused.clear()
         while self._waiting_barriers and lanes.has_left(self._waiting_barriers[0][0]):
             super().push_barrier(self._waiting_barriers.popleft()[1])
@@ -296,25 +309,56 @@ class Outbox(Egress):
         self._lanes.set_contracts(contracts, self._now_ns())
         self._decided_bytes = self._departed_bytes
         self._asked_at = (0, self._departed_bytes)
-        self.verdicts.opened(connection)
+        self.verdicts = Verdicts(connection)
         for receipt, frame in unsent:
-            if receipt.flow.is_repaired:
-                continue  # sent again by the endpoints, as far as it is still of use
+            if receipt.flow.is_resent:
+                continue  # as far as it is still of use
             if receipt.size > payload_bytes:
-                self.verdicts.note(too_large(receipt.flow, receipt.size, payload_bytes))
+                self.problems.note(too_large(receipt.flow, receipt.size, payload_bytes))
             else:
                 self._put(receipt, frame)
 
-    def broke(self) -> OutcomeUnknown | None:
-        """The connection is gone; the messages whose outcome stays unknown, if any."""
-        unknown = self.verdicts.broke()
+    def broke(self) -> None:
+        """The connection is gone: what has no verdict has none any more."""
+        self._lose(self.verdicts)
+        self._forget_flushes()
+
+    def leave(self) -> tuple[bytes, Verdicts]:
+        """Nothing more goes to this connection, but what it returns: the end of messages that have left in part.
+
+        These messages, and all that have not begun to leave, go to the next connection, whole.
+
+        Returns:
+            Frames, and the verdicts of this connection; tell its end by `left`.
+        """
+        begun, self._offsets = self._offsets or {}, None
+        self._former.append(self.verdicts)
+        self.verdicts = Verdicts(self.verdicts.connection)
+        self._forget_flushes()
+        aborts = [Fragment(traffic_class, FragmentEnd.ABORT, b"") for traffic_class in begun]
+        return b"".join(map(encode_frame, aborts)), self._former[-1]
+
+    def left(self, verdicts: Verdicts, in_order: bool) -> None:
+        """A connection that was left has ended.
+
+        Args:
+            in_order: the relay has judged everything that was sent.
+        """
+        self._former.remove(verdicts)
+        if not in_order:
+            self._lose(verdicts)
+        self.progress.notify()
+
+    def _lose(self, verdicts: Verdicts) -> None:
+        unknown = verdicts.broke()
         if unknown is not None:
-            self.verdicts.note(unknown)
+            self.problems.note(unknown)
+
+    def _forget_flushes(self) -> None:
         flushes, self._flushes = self._flushes, deque()
         for flush in flushes:
             flush.answer.give(False)
         self.progress.notify()
-        return unknown
 
     def _new_flush(self, put_bytes: int, waiting: list[Receipt]) -> Flush:
         self._pings += 1

@@ -168,8 +168,9 @@ class Publisher:
                     break
         except AwesomeConnectError as over:
             problems.append(over)
-        forgotten = outbox.verdicts.forgotten
-        problems[:0] = [*outbox.verdicts.take_problems(), *self.more_problems()]
+        await outbox.wait_for_former()
+        forgotten = outbox.problems.forgotten
+        problems[:0] = [*outbox.problems.take(), *self.more_problems()]
         if len(problems) == 1:
             raise problems[0]
         if problems:

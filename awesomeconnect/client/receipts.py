@@ -37,16 +37,18 @@ class Flow:
     Attributes:
         target: the room or key, as PAUSE names it.
         about: the same for people.
-        is_repaired: the endpoints repair what is lost; nobody asks for its verdict.
+        is_repaired: the endpoints repair what is lost, so an outcome that is unknown is nobody's concern.
+        is_resent: ... and send it again on every connection.
     """
 
-    __slots__ = ("_heads", "_prefix", "about", "content", "is_repaired", "target", "traffic_class")
+    __slots__ = ("_heads", "_prefix", "about", "content", "is_repaired", "is_resent", "target", "traffic_class")
 
     def __init__(self, target: str | bytes, traffic_class: int, content: int, about: str, prefix: bytes) -> None:
         self.target = target
         self.traffic_class = traffic_class
         self.content = content
         self.is_repaired = content in (Content.RELIABLE, Content.REPAIR)
+        self.is_resent = self.is_repaired and (content == Content.REPAIR or isinstance(target, bytes))
         self.about = about
         self._prefix = prefix
         self._heads: dict[int, bytes] = {}
@@ -127,30 +129,59 @@ class Flush:
         return self.mark() <= ordinal and all(receipt.ordinal is not None for receipt in self.waiting)
 
 
-class Verdicts:
-    """What is known of the messages of the current connection, and the problems that `Node.flush` raises.
+class Problems:
+    """What `Node.flush` raises: refusals and unknown outcomes since they were last taken.
 
     Attributes:
-        sent: ordinal of the last message that left.
-        decided: everything up to this ordinal has its verdict.
-        problems: refusals and unknown outcomes since they were last taken.
         forgotten: problems that found the list full.
     """
 
-    def __init__(self, kept_problems: int) -> None:
-        self.connection = 0
+    def __init__(self, kept: int) -> None:
+        self.forgotten = 0
+        self._kept = kept
+        self._problems: list[Refused | OutcomeUnknown] = []
+
+    def note(self, problem: Refused | OutcomeUnknown) -> None:
+        """Keep a problem for the next flush."""
+        problems = self._problems
+        last = problems[-1] if problems else None
+        if isinstance(last, Refused) and isinstance(problem, Refused) and _go_on(last, problem):
+            problems.pop()
+            ordinals = range(last.ordinals.start, problem.ordinals.stop)
+            problem = type(problem)(
+                str(problem), problem.code, retry_after_ms=problem.retry_after_ms, ordinals=ordinals
+            )
+        if len(problems) >= self._kept:
+            self.forgotten += 1
+        else:
+            problems.append(problem)
+
+    def take(self) -> list[Refused | OutcomeUnknown]:
+        """The problems so far, which are then no longer kept."""
+        problems, self._problems = self._problems, []
+        self.forgotten = 0
+        return problems
+
+
+class Verdicts:
+    """What is known of the messages of one connection. Ordinals count from 1.
+
+    Attributes:
+        connection: its number.
+        sent: ordinal of the last message that left.
+        decided: everything up to this ordinal has its verdict.
+    """
+
+    def __init__(self, connection: int) -> None:
+        self.connection = connection
         self.sent = 0
         self.decided = 0
-        self.problems: list[Refused | OutcomeUnknown] = []
-        self.forgotten = 0
-        self._kept_problems = kept_problems
         self._flows: deque[tuple[int, Flow]] = deque()  # (first ordinal, flow), runs not decided yet
 
-    def opened(self, connection: int) -> None:
-        """A new connection begins: ordinals count from 1."""
-        self.connection = connection
-        self.sent = self.decided = 0
-        self._flows.clear()
+    @property
+    def is_settled(self) -> bool:
+        """Whether everything that has left has its verdict."""
+        return self.decided == self.sent
 
     def departed(self, receipt: Receipt) -> None:
         """The last byte of a message has left."""
@@ -195,21 +226,6 @@ class Verdicts:
             if first < ordinals.stop and max(ordinals.start, self.decided + 1) < end
         ]
 
-    def note(self, problem: Refused | OutcomeUnknown) -> None:
-        """Keep a problem for the next flush."""
-        problems = self.problems
-        last = problems[-1] if problems else None
-        if isinstance(last, Refused) and isinstance(problem, Refused) and _go_on(last, problem):
-            problems.pop()
-            ordinals = range(last.ordinals.start, problem.ordinals.stop)
-            problem = type(problem)(
-                str(problem), problem.code, retry_after_ms=problem.retry_after_ms, ordinals=ordinals
-            )
-        if len(problems) >= self._kept_problems:
-            self.forgotten += 1
-        else:
-            problems.append(problem)
-
     def broke(self) -> OutcomeUnknown | None:
         """The connection is gone: the messages without a verdict, if any."""
         unknown = range(self.decided + 1, self.sent + 1)
@@ -224,12 +240,6 @@ class Verdicts:
             "they may or may not have been delivered",
             unknown,
         )
-
-    def take_problems(self) -> list[Refused | OutcomeUnknown]:
-        """The problems so far, which are then no longer kept."""
-        problems, self.problems = self.problems, []
-        self.forgotten = 0
-        return problems
 
 
 def _go_on(last: Refused, problem: Refused) -> bool:

@@ -5,6 +5,7 @@ Knows no connection; time and randomness are arguments.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from awesomeconnect.wire.messages import Incarnation
 
 #: A relay's spread and window are believed up to this, seconds.
 MOST_SPREAD_S = 600.0
+#: What is left of the window is for connecting, and for leaving in order.
+MOVE_PART = 0.75
 _CODES = {int(code) for code in ErrorCode}
 
 
@@ -54,6 +57,14 @@ class Backoff:
         early = now - self._broken_at < self._patience_s
         cap = self._first_cap_s if early else self._later_cap_s
         return random * min(cap, self._backoff_s * 2.0 ** min(self._attempt, 32))
+
+
+def move_delay_s(key: bytes, epoch: bytes, window_s: float) -> float:
+    """When a node leaves a relay that drains: at a time of its own, so that the next relay is not overrun."""
+    # SPEC sessions.md: A client that moves SHOULD begin after SHA-256(key | epoch) / 2^256 of three quarters of the
+    #   window.
+    share = int.from_bytes(hashlib.sha256(key + epoch).digest(), "big") / 2**256
+    return share * MOVE_PART * min(window_s, MOST_SPREAD_S)
 
 
 def is_final(error: Exception) -> bool:

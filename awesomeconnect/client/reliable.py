@@ -7,22 +7,22 @@ acknowledgement stands for all that the application took meanwhile, and none wai
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import anyio
 
 from awesomeconnect.client.delivery import Delivery
-from awesomeconnect.client.events import Message
+from awesomeconnect.client.events import GapReport, Message
 from awesomeconnect.client.inbox import Inbox
 from awesomeconnect.client.outbox import Outbox
 from awesomeconnect.client.publishing import Publisher
-from awesomeconnect.client.receipts import Flow
+from awesomeconnect.client.receipts import Receipt, Verdicts
 from awesomeconnect.client.requests import ID_BYTES, Requests
 from awesomeconnect.client.waiting import Signal, loop_clock
 from awesomeconnect.errors import AwesomeConnectError, Expired, OutcomeUnknown, Refused, RequestTimeout
 from awesomeconnect.identity import short_key
 from awesomeconnect.reliable.endpoint import Endpoint
-from awesomeconnect.reliable.receiver import Arrival
+from awesomeconnect.reliable.repair import Found, Gap
 from awesomeconnect.reliable.segments import MAX_EXPIRES_MS
 from awesomeconnect.reliable.settings import ReliableSettings
 from awesomeconnect.wire import cbor
@@ -33,6 +33,8 @@ from awesomeconnect.wire.messages import Attributes, Content, Deliver, Mode
 ATTRIBUTE = "ac:reliable"
 #: A segment's part of a frame's payload, at most.
 SEGMENT_BYTES = 64
+#: Control payloads but repairs are shorter: 64 ranges of 18 bytes, and a room.
+CONTROL_BYTES = 1_536
 #: A timer that fires may be early by rounding.
 DUE_SLACK_S = 1e-6
 
@@ -41,7 +43,7 @@ class Reliable:
     """See the module's docstring.
 
     Args:
-        incarnation: of this node, 16 bytes.
+        incarnation, secret: of this node, as `Endpoint` takes them.
         random: uniform in [0, 1).
         is_manual: the application acknowledges what it has taken.
         kept_problems: failures of messages that nobody waited for, kept for `Node.flush`.
@@ -51,6 +53,7 @@ class Reliable:
     def __init__(
         self,
         incarnation: bytes,
+        secret: bytes,
         settings: ReliableSettings,
         random: Callable[[], float],
         publisher: Publisher,
@@ -61,7 +64,7 @@ class Reliable:
         kept_problems: int,
         check_open: Callable[[], None],
     ) -> None:
-        self.endpoint = Endpoint(incarnation, settings, random)
+        self.endpoint = Endpoint(incarnation, secret, settings, random)
         self._clock = loop_clock()
         self._settings = settings
         self._publisher = publisher
@@ -132,6 +135,16 @@ class Reliable:
         await delivery.wait(until_held=anyio.get_current_task().id == self._consumer)
         return delivery
 
+    async def publish(self, room: str, traffic_class: int, payload: bytes, wait: bool) -> Receipt:
+        """Publish a message that can be repaired; see `Node.publish`."""
+        flow = self._publisher.to_room(room, traffic_class, Content.RELIABLE)
+        size = len(payload) + SEGMENT_BYTES
+        if self._publisher.must_wait(flow, size) or wait:
+            await self._publisher.admit(flow, size, wait)
+        segment = self.endpoint.publish(room, traffic_class, Content.APPLICATION, payload, self._now_ms())
+        self._look()
+        return self._outbox.put(flow, segment)
+
     async def request(self, peer: bytes, traffic_class: int, payload: bytes, timeout_s: float) -> bytes:
         """Ask and wait for the answer; see `Node.request`."""
         with self._requests.open(peer) as request, anyio.move_on_after(timeout_s):
@@ -177,16 +190,22 @@ class Reliable:
     def on_deliver(self, message: Deliver) -> None:
         """A payload of content 1 or 2 has arrived."""
         traffic_class, payload = message.traffic_class, message.payload
-        if message.content == Content.RELIABLE and not self._inbox.has_room(traffic_class, len(payload)):
+        is_data = message.content == Content.RELIABLE or len(payload) > CONTROL_BYTES
+        if is_data and not self._inbox.has_room(traffic_class, len(payload)):
             return  # as if it had not arrived: it will come again
         arrivals = self.endpoint.on_deliver(
             message.sender, message.mode, message.room, traffic_class, message.content, payload, self._now_ms()
         )
-        for arrival in arrivals:
-            self._take_in(arrival)
+        for found in arrivals:
+            self._take_in(found)
         self._look()
 
-    def _take_in(self, arrival: Arrival) -> None:
+    def _take_in(self, arrival: Found) -> None:
+        if isinstance(arrival, Gap):
+            sender, room, traffic_class, first, last = arrival
+            sequences = range(first, last + 1)
+            self._inbox.put_gap(GapReport(room, sender, traffic_class, last - first + 1, 0, 0, sequences=sequences))
+            return
         content, payload, request_id = arrival.content, arrival.payload, b""
         if content == Content.RESPONSE:
             self._requests.on_response(arrival.sender, payload)
@@ -227,25 +246,24 @@ class Reliable:
         self._wake.notify()
         self._held_up.notify()
 
-    def on_reject(self, refused: Refused, flows: Iterable[Flow]) -> bool:
-        """The relay refused messages; whether they were all of this mode.
-
-        Args:
-            flows: theirs, as far as they are remembered.
-        """
-        flows = list(flows)
-        ours = [flow for flow in flows if flow.is_repaired]
+    def on_reject(self, refused: Refused, verdicts: Verdicts) -> bool:
+        """The relay refused messages of a connection; whether the application need not know."""
+        flows = verdicts.flows(refused.ordinals)
+        # Of messages to a room it is told, as of plain ones: for example that nobody is there.
+        ours = [flow for flow in flows if flow.is_resent]
         if flows and not ours:
             return False
-        target = ours[0].target if len(flows) == 1 else None
-        found = self.endpoint.on_reject(
-            target if isinstance(target, bytes) else None,
-            refused.ordinals,
-            refused.code,
-            refused.retry_after_ms,
-            self._now_ms(),
-        )
-        self._look()
+        found = False
+        if verdicts is self._outbox.verdicts:
+            target = ours[0].target if len(flows) == 1 else None
+            found = self.endpoint.on_reject(
+                target if isinstance(target, bytes) else None,
+                refused.ordinals,
+                refused.code,
+                refused.retry_after_ms,
+                self._now_ms(),
+            )
+            self._look()
         return len(ours) == len(flows) if flows else found
 
     # ---- the library's tasks -------------------------------------------------------------------------
@@ -262,6 +280,8 @@ class Reliable:
             receipt = outbox.put(flow, payload)
             if entry is not None:
                 entry.transmissions.append(receipt)
+        for found in self.endpoint.take_found():
+            self._take_in(found)
         self._freed.notify()
         if self.endpoint.is_held_up:
             self._held_up.notify()

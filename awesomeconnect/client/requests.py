@@ -67,11 +67,12 @@ class Requests:
             request.answer.fail(RequestFailed(body.decode(errors="replace")))
         return True
 
-    def refuse(self, refused: Refused) -> int:
-        """Tell the requests among refused messages; how many there are."""
+    def refuse(self, refused: Refused, connection: int) -> int:
+        """Tell the requests among refused messages of a connection; how many there are."""
         told = 0
         for request in self._waiting.values():
-            if request.receipt is not None and request.receipt.ordinal in refused.ordinals:
+            receipt = request.receipt
+            if receipt is not None and receipt.connection == connection and receipt.ordinal in refused.ordinals:
                 request.answer.fail(refused)
                 told += 1
         return told

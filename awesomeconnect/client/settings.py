@@ -47,6 +47,9 @@ class ClientSettings:
     patience_s: float = 60
     #: A connection that lived this long lets attempts begin at 1 again.
     settled_s: float = 60
+    #: Whether to dial relays that a relay names, beside those that the application gave. Their keys are in their
+    #: addresses, and they are forgotten with the node.
+    follows_alternates: bool = False
 
     #: Bounds and patience of reliable messages.
     reliable: ReliableSettings = field(factory=ReliableSettings)

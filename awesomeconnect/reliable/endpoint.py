@@ -10,13 +10,25 @@ It ties the streams together and holds no state of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from awesomeconnect.reliable.outgoing import Outgoing
 from awesomeconnect.reliable.receiver import Arrival
-from awesomeconnect.reliable.segments import Ack, BadPayload, Mark, Refusal, decode_control, decode_segment
+from awesomeconnect.reliable.repair import Found
+from awesomeconnect.reliable.rooms import Rooms
+from awesomeconnect.reliable.segments import (
+    Ack,
+    BadPayload,
+    Mark,
+    Refusal,
+    Repair,
+    Request,
+    decode_control,
+    decode_segment,
+)
 from awesomeconnect.reliable.sender import Entry, Ticket
 from awesomeconnect.reliable.settings import ReliableSettings
-from awesomeconnect.reliable.unicast import Outgoing, Unicast
+from awesomeconnect.reliable.unicast import Unicast
 from awesomeconnect.wire.parts import Content, Mode
 
 
@@ -25,14 +37,19 @@ class Endpoint:
 
     Args:
         incarnation: of this node, 16 bytes.
+        secret: 16 to 64 random bytes, for what only members of a room may know.
         random: uniform in [0, 1).
 
     Attributes:
         ignored: payloads that were malformed or of no use.
     """
 
-    def __init__(self, incarnation: bytes, settings: ReliableSettings, random: Callable[[], float]) -> None:
+    def __init__(
+        self, incarnation: bytes, secret: bytes, settings: ReliableSettings, random: Callable[[], float]
+    ) -> None:
         self.unicast = Unicast(incarnation, settings, random)
+        self.rooms = Rooms(incarnation, secret, settings, random)
+        self._is_offered = settings.is_offered
         self.ignored = 0
 
     # ---- the application -----------------------------------------------------------------------------
@@ -62,15 +79,21 @@ class Endpoint:
         """The application has taken a message, and it may be acknowledged."""
         self.unicast.taken(arrival, now_ms)
 
+    def publish(self, room: str, traffic_class: int, content: int, payload: bytes, now_ms: int) -> bytes:
+        """Keep a message to a room; the payload of content 1 to publish now."""
+        return self.rooms.publish(room, traffic_class, content, payload, now_ms)
+
     # ---- the connection ------------------------------------------------------------------------------
 
     def connected(self, now_ms: int) -> None:
         """A connection is up."""
         self.unicast.connected(now_ms)
+        self.rooms.connected(now_ms)
 
     def disconnected(self) -> None:
         """It is gone; what had not left will not."""
         self.unicast.disconnected()
+        self.rooms.disconnected()
 
     def end(self) -> None:
         """The node ends: settle what is open."""
@@ -89,50 +112,73 @@ class Endpoint:
         content: int,
         payload: bytes,
         now_ms: int,
-    ) -> list[Arrival]:
+    ) -> Sequence[Found]:
         """Take a payload of content 1 or 2 in; what the application gets now, in order."""
         # SPEC reliable.md: A receiver MUST ignore contents 1 and 2 that arrive in mode 2.
         if mode != Mode.ANYCAST:
             try:
-                if content == Content.RELIABLE:
-                    if mode == Mode.UNICAST:
-                        return self.unicast.on_segment(sender, traffic_class, decode_segment(payload), now_ms)
-                else:
-                    return self._on_control(sender, payload, now_ms)
+                if content != Content.RELIABLE:
+                    return self._on_control(sender, room, traffic_class, payload, now_ms)
+                segment = decode_segment(payload)
+                if room is None:
+                    return self.unicast.on_segment(sender, traffic_class, segment, now_ms)
+                if self._is_offered:
+                    return self.rooms.on_segment(sender, room, traffic_class, segment, now_ms)
             except BadPayload:
                 pass
         self.ignored += 1
-        return []
+        return ()
 
-    def _on_control(self, sender: bytes, payload: bytes, now_ms: int) -> list[Arrival]:
-        match decode_control(payload):
-            case Ack() as ack:
-                self.unicast.on_ack(sender, ack, now_ms)
-            case Refusal() as refusal:
-                self.unicast.on_refusal(sender, refusal)
-            case Mark(room=None) as mark:
-                return self.unicast.on_mark(sender, mark, now_ms)
-            case _:
-                self.ignored += 1
-        return []
+    def _on_control(
+        self, sender: bytes, room: str | None, traffic_class: int, payload: bytes, now_ms: int
+    ) -> Sequence[Found]:
+        control = decode_control(payload)
+        if isinstance(control, Mark) and self._is_offered:
+            if control.room is None and room is None:
+                return self.unicast.on_mark(sender, control, now_ms)
+            # By PUBLISH for all, or by SEND for one that asked.
+            if control.room is not None and room in (None, control.room):
+                return self.rooms.on_mark(sender, control.room, control, now_ms, room is None)
+        elif room is None:
+            match control:
+                case Ack():
+                    self.unicast.on_ack(sender, control, now_ms)
+                    return ()
+                case Refusal():
+                    self.unicast.on_refusal(sender, control)
+                    return ()
+                case Request():
+                    self.rooms.on_request(sender, control, now_ms)
+                    return ()
+                case Repair():
+                    return self.rooms.on_repair(sender, traffic_class, control, now_ms)
+        self.ignored += 1
+        return ()
 
     # ---- what to send, and when ----------------------------------------------------------------------
 
     @property
     def next_ms(self) -> int | None:
         """When to `poll` again, if nothing happens before."""
-        return self.unicast.next_ms
+        unicast_ms, rooms_ms = self.unicast.next_ms, self.rooms.next_ms
+        if unicast_ms is None or rooms_ms is None:
+            return rooms_ms if unicast_ms is None else unicast_ms
+        return min(unicast_ms, rooms_ms)
 
     @property
     def is_waiting(self) -> bool:
         """Whether there is something to send now."""
-        return self.unicast.is_waiting
+        return self.unicast.is_waiting or self.rooms.is_waiting
 
     @property
     def is_held_up(self) -> bool:
         """Whether messages wait for a class that took no more."""
         return self.unicast.is_held_up
 
+    def take_found(self) -> list[Found]:
+        """What the application gets because time has passed; asked after `poll`."""
+        return self.rooms.take_found()
+
     def poll(self, now_ms: int, full_classes: int = 0) -> list[Outgoing]:
         """What is to be sent now; see `Unicast.poll`."""
-        return self.unicast.poll(now_ms, full_classes)
+        return self.unicast.poll(now_ms, full_classes) + self.rooms.poll(now_ms)

@@ -7,9 +7,9 @@ to it or its time has come, never because another one sends.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from awesomeconnect.reliable.agenda import Agenda
+from awesomeconnect.reliable.outgoing import Outgoing
 from awesomeconnect.reliable.receiver import Arrival, IncomingStream
 from awesomeconnect.reliable.segments import (
     CONTROL_CLASS,
@@ -29,21 +29,6 @@ from awesomeconnect.wire.parts import Content
 NOT_OFFERED, STALE, BUSY = 0, 1, 2
 #: Between two searches for streams that can be forgotten, while all places are taken.
 _SWEEP_MS = 1_000
-
-
-class Outgoing(NamedTuple):
-    """A payload to be sent now.
-
-    Attributes:
-        target: a key for SEND, a room for PUBLISH.
-        entry: the message that it carries, whose `transmissions` the caller adds to; None: nobody waits for it.
-    """
-
-    target: bytes | str
-    traffic_class: int
-    content: int
-    payload: bytes
-    entry: Entry | None = None
 
 
 class _Sender:
@@ -106,7 +91,10 @@ class Unicast:
         stream = self._stream_to(peer, traffic_class)
         entry = stream.add(content, payload, now_ms, expires_ms, ticket)
         self.held_bytes += entry.size
-        self._active[stream] = None
+        if self._is_connected:
+            self._active[stream] = None
+        else:
+            self._timers.note(stream, stream.next_ms)
         return entry
 
     def taken(self, arrival: Arrival, now_ms: int) -> None:

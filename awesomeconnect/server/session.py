@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -84,7 +85,15 @@ IGNORED_BYTE_COST = 8
 #: So does telling of one member in a page; one that is passed over costs about as much as a delivery.
 MEMBER_COST = 20
 
-_buffer = memoryview(bytearray(MOST_READ_BYTES))
+
+class _Buffers(threading.local):
+    """Nothing waits between receiving and opening: one buffer serves all sessions of a thread."""
+
+    def __init__(self) -> None:
+        self.received = memoryview(bytearray(MOST_READ_BYTES))
+
+
+_buffers = _Buffers()
 
 
 class _Farewell(Exception):
@@ -174,7 +183,7 @@ class Session:
             with suppress(Exception):
                 self.end(ErrorCode.INTERNAL_ERROR)
         finally:
-            self._depart()
+            self._depart(has_broken=True)
             self._house.traffic.receiver_gone_messages += self.outlet.disconnect()
             self._transport.close()
             self._house.forget(self)
@@ -275,14 +284,14 @@ class Session:
             while True:
                 await transport.wait_readable()
                 try:
-                    size = transport.recv_into(_buffer[:FIRST_READ_BYTES])
+                    size = transport.recv_into(_buffers.received[:FIRST_READ_BYTES])
                 except BlockingIOError:
                     continue
                 if not size:
                     return False
                 scope.deadline = started + settings.greeting_s
                 try:
-                    connection.receive(_buffer[:size])
+                    connection.receive(_buffers.received[:size])
                 finally:  # a failure right behind act 3 is told
                     if connection.is_established and not self.key:
                         self.key = connection.peer_key
@@ -336,7 +345,7 @@ class Session:
         peer.egress = self.outlet
         self.outlet.is_lagging = house.lagging.pop(self.key, older is not None and older.outlet.is_lagging)
         self._peer = peer
-        self.tell(Welcome(REVISION, house.epoch, house.limits, house.settings.contracts))
+        self.tell(Welcome(REVISION, house.epoch, house.limits, house.settings.contracts, house.settings.alternates))
         for intent in hello.rooms:
             self._on_join(Join(intent.room, intent.flags, intent.capability))
         log.debug("%s: connected", self)
@@ -367,13 +376,13 @@ class Session:
     async def _turn(self, recv_into: Callable[[Any], int], size: int) -> tuple[int, int]:
         """Read once and do all that follows from it; bytes received, and bytes moved in all."""
         try:
-            received = recv_into(_buffer[:size])
+            received = recv_into(_buffers.received[:size])
         except BlockingIOError:
             return 0, 0
         if not received:
             raise EOFError("the client closed the connection")
         self.heard = self._house.tick
-        self._connection.receive(_buffer[:received])
+        self._connection.receive(_buffers.received[:received])
         return received, received + await self._work()
 
     async def _work(self) -> int:
@@ -443,17 +452,17 @@ class Session:
                 self._transport.half_close()
                 while True:
                     await self._transport.wait_readable()
-                    if not self._transport.recv_into(_buffer):
+                    if not self._transport.recv_into(_buffers.received):
                         break
         except (OSError, trio.ClosedResourceError):
             log.debug("%s: gone before it had read everything", self)
 
-    def _depart(self) -> None:
+    def _depart(self, has_broken: bool = False) -> None:
         """Leave all rooms and give up the key's slot."""
         house = self._house
         if self._peer is not None:
             for room in house.registry.leave_all(self, self.outlet):
-                house.note_change(room)
+                house.note_change(room, has_broken)
             if self._peer.node is self:
                 self._peer.node = self._peer.egress = None
                 if self.outlet.is_lagging:

@@ -14,6 +14,7 @@ where nothing is known of it never.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +28,7 @@ from awesomeconnect.shaping.pacer import LEAST_PIECE_BYTES, START_WINDOW_BYTES, 
 from awesomeconnect.shaping.waits import Waits
 from awesomeconnect.wire.framing import LENGTH_BYTES
 from awesomeconnect.wire.messages import Deliver
-from awesomeconnect.wire.records import MAX_PLAINTEXT, Sealer
+from awesomeconnect.wire.records import MAX_PLAINTEXT, OVERHEAD_BYTES, Sealer
 
 log = logging.getLogger("awesomeconnect.server")
 
@@ -37,9 +38,15 @@ TURN_BYTES = 1 << 20
 #: What is never written before the path is looked at, where nothing is known of it.
 NEVER_BYTES = 1 << 62
 
-#: Where records are sealed. One for the process: nothing waits between sealing and sending.
-_record = bytearray(MAX_PLAINTEXT + 2 + 16)
-_record_view = memoryview(_record)
+
+class _Buffers(threading.local):
+    """Where records are sealed. One for all connections of a thread: nothing waits between sealing and sending."""
+
+    def __init__(self) -> None:
+        self.record = memoryview(bytearray(MAX_PLAINTEXT + OVERHEAD_BYTES))
+
+
+_buffers = _Buffers()
 
 
 class Outlet(Egress):
@@ -242,6 +249,7 @@ class Outlet(Egress):
         sealer = self._sealer
         assert sealer is not None
         send = self._transport.send
+        record = _buffers.record
         end = self.sent_bytes + TURN_BYTES
         self._wait_ns = 0
         try:
@@ -258,16 +266,16 @@ class Outlet(Egress):
                 plaintext = self.take_paced(room) if self._is_paced else self.take()
                 if not plaintext:
                     break
-                size = sealer.seal_into(plaintext, _record)
+                size = sealer.seal_into(plaintext, record)
                 try:
-                    sent = send(_record_view[:size])
+                    sent = send(record[:size])
                 except BlockingIOError:
                     sent = 0
                 self.sent_bytes += sent
                 if self.resumes:
                     self._tell_resumed()
                 if sent < size:
-                    self._unsent = bytes(_record_view[sent:size])
+                    self._unsent = bytes(record[sent:size])
                     self._wait_ns = 0
                     return False
                 if self.sent_bytes >= end:

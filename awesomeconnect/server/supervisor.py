@@ -127,7 +127,7 @@ class Relay:
         self._passes = Passes()
         self._turn_pass = self._turns = self._turns_before = 0
         self._flusher = trio.lowlevel.ParkingLot()
-        self._news: dict[Room, None] = {}
+        self._news: dict[Room, float] = {}  # when the audience is told
         self._news_came = trio.Event()
         self._emptied = trio.Event()
         self._drained = trio.Event()
@@ -200,7 +200,8 @@ class Relay:
 
     def goaway(self, code: ErrorCode, window_s: float) -> Goaway:
         """Asks a client to leave within a window."""
-        return Goaway(code, round(window_s * 1000), round(self.settings.spread_s * 1000))
+        alternates = self.settings.alternates if code is ErrorCode.DRAINING else ()
+        return Goaway(code, round(window_s * 1000), round(self.settings.spread_s * 1000), alternates)
 
     def now_ns(self) -> int:
         """The clock of all shaping, in integer nanoseconds."""
@@ -292,11 +293,20 @@ class Relay:
         assert self._shapers is not None
         self._shapers.start_soon(shape)
 
-    def note_change(self, room: Room) -> None:
-        """A room's membership may have changed: its watchers will be told."""
+    def note_change(self, room: Room, has_broken: bool = False) -> None:
+        """Somebody joined or left a room: those who watch it will be told.
+
+        Args:
+            has_broken: a connection broke, and its node may be back soon.
+        """
         if room.has_news:
-            self._news[room] = None
-            self._news_came.set()
+            settings = self.settings
+            # SPEC messages.md: A relay MAY hold the leave of a connection that broke back for up to 2 s, until the
+            #   next change of the room that is none.
+            due = trio.current_time() + (settings.broken_leave_s if has_broken else settings.presence_s)
+            if due < self._news.get(room, math.inf):
+                self._news[room] = due
+                self._news_came.set()
 
     async def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -366,11 +376,12 @@ class Relay:
 
     async def _tell_news(self) -> None:
         while True:
-            await self._news_came.wait()
-            await trio.sleep(self.settings.presence_s)
             self._news_came = trio.Event()
-            rooms, self._news = self._news, {}
-            for room in rooms:
+            with trio.move_on_at(min(self._news.values(), default=math.inf)):
+                await self._news_came.wait()
+            now = trio.current_time()
+            for room in [room for room, due in self._news.items() if due <= now]:
+                del self._news[room]
                 self._tell_audience(room, room.take_changes(self.settings.page_bytes))
                 await trio.lowlevel.checkpoint()
 

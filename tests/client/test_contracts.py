@@ -360,7 +360,7 @@ def test_what_no_longer_fits_a_burst_is_a_problem_for_the_next_flush() -> None:
     sent.outbox.set_contracts([ClassContract(5, 10_000, 200, 0)])
     sent.wait(10_000_000_000)
     assert [one[3] for one in sent.left] == [1, 2, 4], "the second had its time"
-    [problem] = sent.outbox.verdicts.take_problems()
+    [problem] = sent.outbox.problems.take()
     assert isinstance(problem, PayloadTooLarge)
 
 

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from awesomeconnect.client.outbox import Outbox
-from awesomeconnect.client.receipts import MAX_HEADS, Flow, Receipt, Verdicts
+from awesomeconnect.client.receipts import MAX_HEADS, Flow, Problems, Receipt, Verdicts
 from awesomeconnect.errors import (
     ErrorCode,
     NoMembers,
@@ -167,8 +167,8 @@ async def test_a_flush_decides_what_was_put_before_it_and_what_overtook_that() -
     outbox.on_pong(flush.token)
     assert await flush.answer.wait()
     assert outbox.verdicts.decided == 2
-    unknown = outbox.broke()
-    assert unknown is not None
+    outbox.broke()
+    (unknown,) = outbox.problems.take()
     assert unknown.ordinals == range(3, 4)
 
 
@@ -233,15 +233,15 @@ async def test_what_did_not_leave_leaves_on_the_next_connection() -> None:
     outbox.flush()
     wire.take(records=1)
     assert gone.ordinal == 1
-    unknown = outbox.broke()
-    assert unknown is not None
+    outbox.broke()
+    (unknown,) = outbox.problems.take()
     assert unknown.ordinals == range(1, 2)
-    assert outbox.broke() is None
+    outbox.broke()
     outbox.opened(2, 1 << 20)
     wire = Wire(outbox)
     assert [len(message.payload) for message in wire.take()] == [100_000, 4]  # type: ignore[union-attr]
     assert [(receipt.ordinal, receipt.connection) for receipt in (first, last)] == [(1, 2), (2, 2)]
-    assert outbox.verdicts.take_problems() == [unknown]
+    assert outbox.problems.take() == []
 
 
 async def test_what_the_next_relay_does_not_take_is_refused_here() -> None:
@@ -251,7 +251,7 @@ async def test_what_the_next_relay_does_not_take_is_refused_here() -> None:
     outbox.broke()
     outbox.opened(2, 4_096)
     assert [len(message.payload) for message in Wire(outbox).take()] == [4_096]  # type: ignore[union-attr]
-    (problem,) = outbox.verdicts.take_problems()
+    (problem,) = outbox.problems.take()
     assert isinstance(problem, PayloadTooLarge)
     assert "the payload has 5,000 bytes, the relay takes 4,096 at most" in str(problem)
 
@@ -259,9 +259,8 @@ async def test_what_the_next_relay_does_not_take_is_refused_here() -> None:
 # ---- verdicts ------------------------------------------------------------------------------------------
 
 
-def sent(*flows: Flow, kept_problems: int = 10) -> Verdicts:
-    verdicts = Verdicts(kept_problems)
-    verdicts.opened(1)
+def sent(*flows: Flow) -> Verdicts:
+    verdicts = Verdicts(1)
     for one in flows:
         verdicts.departed(Receipt(one, 0))
     return verdicts
@@ -296,21 +295,22 @@ async def test_a_reject_of_what_was_not_sent_breaks_the_protocol() -> None:
 
 async def test_problems_in_a_row_are_one() -> None:
     verdicts = sent(*[flow()] * 5)
+    problems = Problems(10)
     for first, count in ((1, 1), (2, 2), (5, 1)):
-        verdicts.note(verdicts.judge(Reject(first, count, ErrorCode.NO_MEMBERS))[0])
-    problems = verdicts.take_problems()
-    assert [problem.ordinals for problem in problems] == [range(1, 4), range(5, 6)]
-    assert all(type(problem) is NoMembers for problem in problems)
-    assert verdicts.take_problems() == []
+        problems.note(verdicts.judge(Reject(first, count, ErrorCode.NO_MEMBERS))[0])
+    taken = problems.take()
+    assert [problem.ordinals for problem in taken] == [range(1, 4), range(5, 6)]
+    assert all(type(problem) is NoMembers for problem in taken)
+    assert problems.take() == []
 
 
 async def test_problems_are_bounded() -> None:
-    verdicts = sent(kept_problems=2)
+    problems = Problems(2)
     for number in range(5):
-        verdicts.note(Refused(str(number), 1))
-    assert verdicts.forgotten == 3
-    assert len(verdicts.take_problems()) == 2
-    assert verdicts.forgotten == 0
+        problems.note(Refused(str(number), 1))
+    assert problems.forgotten == 3
+    assert len(problems.take()) == 2
+    assert problems.forgotten == 0
 
 
 async def test_many_unknown_outcomes() -> None:

@@ -137,18 +137,6 @@ async def test_the_next_relay_is_tried(relay: ThreadedRelay) -> None:
             dead.kill()
 
 
-async def test_a_draining_relay_is_left_for_another(relay: ThreadedRelay) -> None:
-    other = ThreadedRelay()
-    other.start()
-    try:
-        async with connect([relay.address, other.address], settings=ClientSettings(**AT_ONCE)) as node:
-            await anyio.to_thread.run_sync(relay.drain)
-            await reconnected(node)
-            assert str(node.relay) == other.address
-    finally:
-        other.kill()
-
-
 async def test_another_process_with_the_same_key_ends_the_node(enter: Connect) -> None:
     identity = Identity.generate()
     async with enter("room", identity=identity) as one:

@@ -13,12 +13,13 @@ import trio
 import trio.testing
 from attrs import evolve
 
-from awesomeconnect.client import ClientSettings, Node, Process, connect
+from awesomeconnect.client import ClientSettings, GapReport, Node, Process, connect
 from awesomeconnect.config import RelaySettings
 from awesomeconnect.errors import (
     ConnectionEnded,
     Declined,
     Expired,
+    NoMembers,
     OutcomeUnknown,
     PayloadTooLarge,
     RequestFailed,
@@ -399,3 +400,110 @@ async def test_a_relay_that_is_gone_for_long(network: Network) -> None:
         assert await take(two, 100) == [b"%d" % number for number in range(100)]
         for delivery in deliveries:
             await delivery.wait()
+
+
+# ---- rooms -------------------------------------------------------------------------------------------
+
+
+async def reliable_gaps(node: Node) -> list[GapReport]:
+    """The gaps of reliable messages that were reported so far."""
+    told = []
+    events = node.events()
+    with trio.move_on_after(0.01):
+        while True:
+            told.append(await anext(events))
+    return [event for event in told if isinstance(event, GapReport) and event.sequences is not None]
+
+
+async def test_what_is_published_survives_cuts_and_restarts_of_the_relay(network: Network) -> None:
+    count = 200
+    async with (
+        network.enter("room") as one,
+        network.enter("room") as two,
+        network.enter("room") as three,
+        trio.open_nursery() as nursery,
+    ):
+        nodes = (one, two, three)
+        taken: dict[bytes, dict[bytes, list[int]]] = {node.key: {} for node in nodes}
+
+        async def publish(node: Node) -> None:
+            for number in range(count):
+                await node.publish("room", b"%d" % number, reliable=True)
+                await trio.sleep(0.2)
+
+        async def receive(node: Node) -> None:
+            async for message in node:
+                taken[node.key].setdefault(message.sender, []).append(int(message.payload))
+
+        for node in nodes:
+            await node.publish("room", b"-1", reliable=True)
+        for node in nodes:
+            nursery.start_soon(receive, node)
+        await trio.sleep(1)
+        async with trio.open_nursery() as work:
+            for node in nodes:
+                work.start_soon(publish, node)
+            chance = random.Random(11)
+            for _ in range(8):
+                await trio.sleep(chance.random() * 6)
+                network.cut() if chance.random() < 0.4 else await network.restart()
+        await trio.sleep(20)
+        for node in nodes:
+            everything = {other.key: list(range(-1, count)) for other in nodes if other is not node}
+            assert taken[node.key] == everything
+            assert await reliable_gaps(node) == []
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_cannot_be_repaired_is_one_gap(network: Network) -> None:
+    async with network.enter("room", ring_bytes=1_000) as one, network.enter("room") as two:
+        await one.publish("room", b"0", reliable=True)
+        assert await take(two, 1) == [b"0"]
+        two._link._transport._incoming.data.clear()  # type: ignore[union-attr]
+        network.cut()
+        await trio.sleep(0.01)
+        async with network.enter("room"):  # somebody is there to publish to
+            while not one.is_connected or two.is_connected:
+                await trio.sleep(0.01)
+                if two.is_connected:
+                    network._ends[-1][1].close()
+            for number in range(1, 30):
+                await one.publish("room", b"%d" % number + bytes(100), reliable=True)
+            await one.flush()
+        payloads = [int(payload.rstrip(b"\0")) for payload in await take(two, 4)]
+        gaps = await reliable_gaps(two)
+        assert payloads == [26, 27, 28, 29]
+        assert [(gap.room, gap.sender, gap.sequences, gap.count) for gap in gaps] == [
+            ("room", one.key, range(2, 27), 25)
+        ]
+
+
+async def test_the_last_message_is_not_lost(network: Network) -> None:
+    async with network.enter("room") as one, network.enter("room") as two, network.enter("room"):
+        await one.publish("room", b"first", reliable=True)
+        assert await take(two, 1) == [b"first"]
+        await one.publish("room", b"last", reliable=True)
+        await trio.lowlevel.checkpoint()
+        network.kill()
+        await trio.sleep(3)
+        await network.start()
+        started = trio.current_time()
+        assert await take(two, 1) == [b"last"]
+        assert trio.current_time() - started < 10
+
+
+async def test_reliable_and_plain_messages_to_a_room(network: Network) -> None:
+    async with network.enter("room") as one, network.enter("room") as two, network.enter() as guest:
+        await guest.publish("room", b"from outside", reliable=True)
+        messages = [await anext(node) for node in (one, two)]
+        assert [(m.room, m.is_reliable, m.payload) for m in messages] == [("room", True, b"from outside")] * 2
+        await one.publish("room", b"plain", wait=True)
+        await one.publish("room", b"reliable", wait=True, reliable=True)
+        assert await take(two, 2) == [b"plain", b"reliable"]
+        await two.leave("room")
+        await one.leave("room")
+        await trio.sleep(300)  # marks to an empty room bother nobody
+        await one.flush()
+        await one.publish("room", b"?", reliable=True)
+        with pytest.raises(NoMembers):
+            await one.flush()

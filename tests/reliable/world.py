@@ -11,11 +11,12 @@ from collections import deque
 from attrs import define, field
 
 from awesomeconnect.errors import ErrorCode
+from awesomeconnect.reliable.outgoing import Outgoing
 from awesomeconnect.reliable.receiver import Arrival
 from awesomeconnect.reliable.segments import Ack, Mark, Refusal, decode_control, decode_segment
 from awesomeconnect.reliable.sender import Entry, Outcome
 from awesomeconnect.reliable.settings import ReliableSettings
-from awesomeconnect.reliable.unicast import Outgoing, Unicast
+from awesomeconnect.reliable.unicast import Unicast
 from awesomeconnect.wire.parts import Content
 
 KEYS = (b"a" * 32, b"b" * 32)

@@ -190,10 +190,29 @@ async def test_presence_is_gathered(open_house: Opener) -> None:
         known.update((m.key, m.joined) for m in presence.joined)
     assert known == {a.key: 2, c.key: 4}
     a.close()
-    presence = await watcher.expect(Presence, base=5, version=6, left=(a.key,), joined=())
-    assert trio.current_time() - began == pytest.approx(0.2)
+    await watcher.expect(Presence, base=5, version=6, left=(a.key,), joined=())
+    assert trio.current_time() - began == pytest.approx(2.1)  # its connection broke
     await c.send(Close())
     await watcher.expect(Presence, base=6, version=7, left=(c.key,))
+
+
+async def test_a_quick_reconnect_is_told_as_one_change(open_house: Opener) -> None:
+    house = await open_house()
+    watcher = await house.node(RoomIntent("x", WATCH))
+    a, b = await house.node("x"), await house.node("x")
+    await watcher.expect(Presence, version=3)
+    a.close()
+    await trio.sleep(1)
+    await house.node("x", identity=a.identity, number=2)
+    presence = await watcher.expect(Presence)
+    assert (presence.base, presence.version, presence.left) == (3, 5, (a.key,))
+    assert [member.key for member in presence.joined] == [a.key]
+    b.close()
+    await trio.sleep(0.5)
+    began = trio.current_time()
+    await house.node("x")
+    await watcher.expect(Presence, version=7, left=(b.key,))
+    assert trio.current_time() - began == pytest.approx(0.1)
 
 
 async def test_who_does_not_watch_is_not_told(open_house: Opener) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import trio.testing
 
 from awesomeconnect.config import DEFAULT_PORT, RelaySettings
 from awesomeconnect.errors import AddressError, ErrorCode
-from awesomeconnect.server import Relay, listeners, supervisor
+from awesomeconnect.server import Relay, listeners, session, shaper, supervisor
 from awesomeconnect.server.listeners import bound_address, close_listener, open_listeners
 from awesomeconnect.server.transport import NOTSENT_LOWAT_BYTES, SocketTransport
 from awesomeconnect.wire.messages import Close, Deliver, Goaway, Publish
@@ -394,3 +395,14 @@ def test_closing_a_listener_whose_file_is_gone(tmp_path: Path) -> None:
     path.unlink()
     close_listener(listener)
     assert listener.fileno() == -1
+
+
+def test_relays_in_several_threads_do_not_disturb_each_other() -> None:
+    """What is read and what is sealed stands in buffers that all sessions share: those of one thread."""
+
+    def buffers() -> set[int]:
+        found = (session._buffers.received, shaper._buffers.record)
+        return {id(view.obj) for view in found}
+
+    with ThreadPoolExecutor(1) as pool:
+        assert not buffers() & pool.submit(buffers).result()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from awesomeconnect.client import Connected, Disconnected, GapReport, GoingAway, Message, Refusal
+from awesomeconnect.client import Connected, Disconnected, GapReport, GoingAway, Message, Moved, Refusal
 from awesomeconnect.client.events import Event as NodeEvent
 from tests.simulation.history import AskedToLeave, Down, Event, Gap, History, Refused, Taken, Up
 
@@ -19,7 +19,7 @@ def event_record(
         key_names: the name of each public key.
     """
     match event:
-        case Connected():
+        case Connected() | Moved():
             return Up(now, process, event.epoch, event.connection, tuple(rooms))
         case Disconnected():
             return Down(now, process)

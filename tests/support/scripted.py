@@ -98,7 +98,9 @@ class ScriptedRelay:
         heard: messages of the current connection, the newest last; flushes are not among them.
         transports: of all connections, the newest last.
         hellos: all there were.
-        answers_pings: PONG and JOINED come by themselves.
+        answers_pings: PONG comes by itself.
+        answers_close: so does CLOSE.
+        welcomes: so do WELCOME and JOINED, as if by `welcome`.
         refuses: what `dial` raises.
     """
 
@@ -111,6 +113,7 @@ class ScriptedRelay:
         self.hellos: list[Hello] = []
         self.transports: list[ScriptedTransport] = []
         self.answers_pings = True
+        self.answers_close = True
         self.welcomes = True
         self.refuses: OSError | None = None
         self.changed = Signal()
@@ -143,6 +146,12 @@ class ScriptedRelay:
         """Send these to the client."""
         self.transport.arrive(self.connection.send(*messages))
 
+    def welcome(self, hello: Hello) -> None:
+        """Let the client in, and into its rooms."""
+        self.epoch += 1
+        self.say(Welcome(1, self.epoch.to_bytes(8, "big"), self.limits))
+        self.say(*(Joined(intent.room, 1, 1, 0) for intent in hello.rooms))
+
     def hang_up(self) -> None:
         """The end of the stream, without CLOSE."""
         self.transport.change(is_ended=True)
@@ -170,14 +179,12 @@ class ScriptedRelay:
         if type(message) is Hello:
             self.hellos.append(message)
             if self.welcomes:
-                self.epoch += 1
-                self.say(Welcome(1, self.epoch.to_bytes(8, "big"), self.limits))
-                self.say(*(Joined(intent.room, 1, 1, 0) for intent in message.rooms))
+                self.welcome(message)
         elif type(message) is Ping and self.answers_pings:
             self.say(Pong(message.token))
             if message.kind == PingKind.FLUSH:
                 return
-        elif type(message) is Close:
+        elif type(message) is Close and self.answers_close:
             if self.connection.local_state is not State.CLOSED:
                 self.say(Close())
             self.hang_up()
