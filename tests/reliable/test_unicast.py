@@ -268,3 +268,16 @@ def test_bogus_acks_are_ignored() -> None:
         streams.on_ack(KEYS[1], ack, 0)
     assert message is not None
     assert message.outcome is None
+
+
+def test_a_pause_that_is_over_does_not_wake_a_stream_without_a_connection() -> None:
+    world = World()
+    world.cut(1)
+    world.post(0, expires_ms=10)
+    world.deliver(0, 1)  # refused: nobody is there
+    world.wait(20)  # expired: the stream is idle
+    world.cut(0)
+    world.wait(5_000)
+    world.post(0)
+    world.wait(5_000)
+    assert world.parties[0].streams.next_ms > world.now_ms
