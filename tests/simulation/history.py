@@ -151,12 +151,14 @@ class History:
     Attributes:
         keys: the name of each process's key.
         ended: when each process ended; those that live to the end are missing.
+        slow_until: until when the application of a process took its time with messages, where it did.
     """
 
     sent: dict[Name, Sent] = field(factory=dict)
     events: list[Event] = field(factory=list)
     keys: dict[str, str] = field(factory=dict)
     ended: dict[str, float] = field(factory=dict)
+    slow_until: dict[str, float] = field(factory=dict)
     _numbers: dict[str, int] = field(factory=dict)
     _processes: list[str] = field(factory=list)
 

@@ -263,6 +263,7 @@ class Program:
                 await self._answer(process, node, message, nursery)
             if self.habits.pause_s and not self._world.is_healing:
                 await trio.sleep(self.habits.pause_s)
+                self._world.history.slow_until[process] = trio.current_time()
 
     async def _answer(self, process: str, node: Node, message: Message, nursery: trio.Nursery) -> None:
         """Send reliably while a message is handled: two nodes that do so to each other must not wait for ever."""
