@@ -37,6 +37,8 @@ def main() -> int:
         if chosen.trace or result.violations or chosen.seed is not None:
             print(f"seed {result.seed}: {len(result.violations)} violations, digest {result.digest}")
             print("".join(f"  {violation}\n" for violation in result.violations), end="", flush=True)
+        if sys.stderr.isatty() or not totals["seeds"] % 50:
+            print(f"{totals['seeds']} seeds, {len(failed)} with violations", file=sys.stderr, flush=True)
         if result.violations:
             failed.append(result.seed)
     print(", ".join(f"{name} {count:,}" for name, count in totals.items()))
