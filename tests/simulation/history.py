@@ -28,6 +28,7 @@ class Sent:
         connection, ordinal: where it left; 0 where it did not.
         settled_at: when a flush that came after it has returned, and nothing was unknown; for ever where none did.
         is_reliable: sent with ``reliable=True``, and tried until ``expires_at``.
+        sequence: of a reliable one to a room: its place among those of the process, room and class, from 1.
         outcome: of a reliable one: ``delivered``, ``expired``, ``unknown``, ``declined`` or ``refused``; and when.
     """
 
@@ -42,6 +43,7 @@ class Sent:
     settled_at: float = math.inf
     is_reliable: bool = False
     expires_at: float = 0.0
+    sequence: int = 0
     outcome: str = ""
     outcome_at: float = 0.0
 
@@ -84,6 +86,19 @@ class Gap:
     sender: str | None
     traffic_class: int
     count: int
+
+
+@frozen
+class RoomGap:
+    """The application was told which reliable messages to a room it will not get; ``sender`` is a key's name."""
+
+    at: float
+    process: str
+    room: str
+    sender: str
+    traffic_class: int
+    first: int
+    last: int
 
 
 @frozen
@@ -141,7 +156,7 @@ class Asked:
     outcome: str
 
 
-Event: TypeAlias = Refused | Taken | Gap | Up | Down | AskedToLeave | Entered | Leaving | Asked
+Event: TypeAlias = Refused | Taken | Gap | RoomGap | Up | Down | AskedToLeave | Entered | Leaving | Asked
 
 
 @define
@@ -151,6 +166,8 @@ class History:
     Attributes:
         keys: the name of each process's key.
         ended: when each process ended; those that live to the end are missing.
+        homes: the rooms that each process is in from beginning to end.
+        healed_at: when the last fault was over that does not end by itself.
         slow_until: until when the application of a process took its time with messages, where it did.
     """
 
@@ -158,6 +175,8 @@ class History:
     events: list[Event] = field(factory=list)
     keys: dict[str, str] = field(factory=dict)
     ended: dict[str, float] = field(factory=dict)
+    homes: dict[str, tuple[str, ...]] = field(factory=dict)
+    healed_at: float = 0.0
     slow_until: dict[str, float] = field(factory=dict)
     _numbers: dict[str, int] = field(factory=dict)
     _processes: list[str] = field(factory=list)

@@ -169,6 +169,7 @@ class Program:
         self._world = world
         self._random = world.source(name)
         self._answers = 0
+        self._sequences: dict[tuple[str, str, int], int] = {}
         self._process = ""
         self._open: list[Sent] = []  # without a verdict
         self._confirmed: dict[str, None] = {}  # rooms that every HELLO from now on names
@@ -206,6 +207,7 @@ class Program:
         self.members = None
         self._open = []
         world.history.begin(process, self.key_name)
+        world.history.homes[process] = tuple(self.home)
         world.trace("starts", process)
         with trio.CancelScope() as scope:
             host.died = scope.cancel
@@ -259,7 +261,7 @@ class Program:
             self._note(message_record(message, now, process, self._world.history, self._world.key_names))
             if message.is_request:
                 await node.reply(message, message.payload)
-            elif self._world.history.name_in(message.payload)[1] % 16 == 3:
+            elif self._world.is_reliable and self._world.history.name_in(message.payload)[1] % 16 == 3:
                 await self._answer(process, node, message, nursery)
             if self.habits.pause_s and not self._world.is_healing:
                 await trio.sleep(self.habits.pause_s)
@@ -324,7 +326,7 @@ class Program:
         traffic_class = chance.choice((0, 1, 2, 3, 3, 3, 5, 6))
         payload = history.payload((process, number), size)
         mode = chance.choices(("room", "peer", "any", "request"), (12, 10, 2, 2))[0]
-        is_reliable = mode in ("peer", "request") and chance.random() < 0.5
+        is_reliable = mode != "any" and world.is_reliable and chance.random() < 0.5
         target = chance.choice(world.rooms if mode in ("room", "any") else world.peers(self.key_name))
         peer = world.identity(target).public_key if mode in ("peer", "request") else b""
         sent = Sent(trio.current_time(), process, number, target, mode, traffic_class, is_reliable=is_reliable)
@@ -333,14 +335,17 @@ class Program:
         if mode == "request":
             nursery.start_soon(self._ask, process, node, peer, payload, traffic_class, is_reliable)
             return
-        if is_reliable:
+        if is_reliable and mode == "peer":
             expires_s = chance.choice(EXPIRES_S)
             delivery = await node.post(peer, payload, traffic_class=traffic_class, expires_s=expires_s)
             sent.at, sent.expires_at = trio.current_time(), trio.current_time() + expires_s
             nursery.start_soon(self._await_outcome, sent, delivery)
             return
         if mode == "room":
-            receipt = await node.publish(target, payload, **options)
+            if is_reliable:
+                stream = process, target, traffic_class
+                sent.sequence = self._sequences[stream] = self._sequences.get(stream, 0) + 1
+            receipt = await node.publish(target, payload, reliable=is_reliable, **options)
         elif mode == "peer":
             receipt = await node.send(peer, payload, **options)
         else:

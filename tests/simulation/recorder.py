@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from awesomeconnect.client import Connected, Disconnected, GapReport, GoingAway, Message, Moved, Refusal
 from awesomeconnect.client.events import Event as NodeEvent
-from tests.simulation.history import AskedToLeave, Down, Event, Gap, History, Refused, Taken, Up
+from tests.simulation.history import AskedToLeave, Down, Event, Gap, History, Refused, RoomGap, Taken, Up
 
 
 def event_record(
@@ -27,6 +27,10 @@ def event_record(
             return AskedToLeave(now, process)
         case Refusal():
             return Refused(now, process, event.connection, event.ordinals.start, event.ordinals.stop, event.code)
+        case GapReport(sequences=range() as lost):
+            assert event.room is not None and event.sender is not None  # noqa: PT018
+            sender = key_names[event.sender]
+            return RoomGap(now, process, event.room, sender, event.traffic_class, lost.start, lost.stop - 1)
         case GapReport():
             sender = key_names.get(event.sender or b"")
             return Gap(now, process, event.room, sender, event.traffic_class, event.count)

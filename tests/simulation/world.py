@@ -20,6 +20,7 @@ from awesomeconnect.client import ClientSettings
 from awesomeconnect.client.receipts import Receipt
 from awesomeconnect.config import RelaySettings
 from awesomeconnect.identity import Identity, RelayAddress
+from awesomeconnect.reliable.settings import ReliableSettings
 from awesomeconnect.server import Relay
 from awesomeconnect.server.session import Session
 from awesomeconnect.shaping.egress import EgressLimits
@@ -34,6 +35,8 @@ LATER_CAP_S = 30.0
 #: A reliable message gets through while both sides are connected for so long, and for the time in which a silent
 #: connection is noticed: a fault that passes by itself (25 s), and retransmissions.
 REPAIR_S = 45.0
+#: Between two marks of a room at most.
+MOST_MARK_S = 8
 #: When all is well, everything that was sent has arrived after this.
 QUIET_S = 30.0
 #: Times begin here: the start of a process, in milliseconds, tells which of two is newer.
@@ -87,6 +90,7 @@ class World:
 
     Attributes:
         is_heavy: messages of all sizes are equally likely.
+        is_reliable: some of the messages are.
         is_healing: no new faults come any more.
         closing: programs are to leave.
         receipts: of what was sent, for the connection and ordinal that it got.
@@ -113,6 +117,7 @@ class World:
         self.network = Network(self.source("network"), self.trace, self._weather, self._note_bytes)
         self.daemon = Daemon(self, "relay", "here")
         self.other = Daemon(self, "other", "elsewhere")
+        self.is_reliable = self.chance.random() < 0.8
         self.is_heavy = self.chance.random() < 0.4
         self.has_choice = self.chance.random() < 0.7
         self.has_other = self.chance.random() < 0.3
@@ -213,6 +218,7 @@ class World:
             self.trace("heals", "world")
             self.is_healing = True
             await self.chaos.heal()
+            self.history.healed_at = trio.current_time()
             if await self._back_in_rooms() and await self._all_done():
                 await self._quiet()
                 self._check_relay()
@@ -247,6 +253,11 @@ class World:
         """After this everybody knows that a connection has gone silent."""
         return self.relay_settings.drop_s + self.relay_settings.keepalive_s
 
+    @property
+    def _repair_s(self) -> float:
+        """After this together, two nodes have repaired what they can."""
+        return self._silence_s + REPAIR_S
+
     def _differences(self) -> list[str]:
         """Where the relay's view and the nodes' intents differ."""
         relay = self.daemon.relay
@@ -277,6 +288,8 @@ class World:
         for _ in range(2):
             await self._within("quiet", QUIET_S, lambda: not self._under_way(), self._under_way)
             await trio.sleep(1.0)  # changes of membership, answers to answers
+        if self.is_reliable:  # the last marks, and the repairs that they cause
+            await trio.sleep(MOST_MARK_S + self._repair_s)
 
     def _under_way(self) -> list[str]:
         relay = self.daemon.relay
@@ -310,7 +323,7 @@ class World:
             sent.connection, sent.ordinal = receipt.connection or 0, receipt.ordinal or 0
         now = trio.current_time()
         self.violations += checks.plain(self.history, now)
-        self.violations += reliable_checks.reliable(self.history, now, self._silence_s + REPAIR_S)
+        self.violations += reliable_checks.reliable(self.history, now, self._repair_s)
         self.counters["sent"] = len(self.history.sent)
         for event in self.history.events:
             name = type(event).__name__.lower()
@@ -369,6 +382,8 @@ class World:
             options.update(queue_bytes=65_536, window_bytes=32_768, flush_messages=16)
         if chance.random() < 0.5:
             options.update(welcome_s=4, closing_s=2)
+        reliable = {"window_messages": 4, "outbox_bytes": 40_000} if chance.random() < 0.3 else {}
+        options["reliable"] = ReliableSettings(most_mark_ms=MOST_MARK_S * 1000, **reliable)
         return options
 
     def _weather_kinds(self) -> list[Weather]:
