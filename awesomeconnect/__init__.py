@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from awesomeconnect.client import Refusal as Refusal
     from awesomeconnect.client import Resumed as Resumed
     from awesomeconnect.client import RoomLost as RoomLost
+    from awesomeconnect.client import SQLiteStore as SQLiteStore
     from awesomeconnect.client import connect as connect
     from awesomeconnect.config import RelaySettings as RelaySettings
     from awesomeconnect.errors import AddressError as AddressError
@@ -88,7 +89,7 @@ _HOMES = {
     "client": (
         "ClientSettings", "Connected", "Delivery", "Disconnected", "Event", "GapReport", "GoingAway", "Message",
         "Moved", "Node", "NodeStatistics", "Paused", "PresenceChange", "Receipt", "Refusal", "Resumed", "RoomLost",
-        "connect",
+        "SQLiteStore", "connect",
     ),
     "config": ("RelaySettings",),
     "errors": (

@@ -3,8 +3,9 @@
 A public key is 32 bytes, written as 64 lower-case hexadecimal digits. The handshake does not sign with the
 identity: it uses the key's image on the Montgomery curve (X25519), so that nothing transferable is produced.
 
-This module knows nothing of the wire, of connections or of time. Beside ``wire/noise.py`` it is the only one
-that touches PyNaCl, and it checks every length itself: some of PyNaCl's bindings read past a short key.
+This module knows nothing of the wire, of connections or of time. Beside ``wire/noise.py`` and ``wire/sealing.py``
+it is the only one that touches PyNaCl, and it checks every length itself: some of PyNaCl's bindings read past a
+short key.
 """
 
 from __future__ import annotations

@@ -26,7 +26,16 @@ SPEC = ROOT / "protocol-spec"
 CODE = ROOT / "awesomeconnect"
 FILES = (
     *("README.md", "handshake.md", "records.md", "frames.md", "cbor.md", "messages.md", "sessions.md"),
-    *("rooms.md", "flow-control.md", "shaping.md", "errors.md", "limits.md", "requests.md", "reliable.md"),
+    *(
+        "rooms.md",
+        "flow-control.md",
+        "shaping.md",
+        "errors.md",
+        "limits.md",
+        "requests.md",
+        "reliable.md",
+        "sealed.md",
+    ),
     "CHANGELOG.md",
 )
 WITHOUT_REQUIREMENTS = ("README.md", "CHANGELOG.md")

@@ -9,6 +9,8 @@ pauses     receivers that are behind, and publishers that wait for them
 rooms      where the node wants to be, and member lists
 watch      a member list that is always right in the end
 reliable   messages that are acknowledged: drives the core of that name; what became of one (delivery)
+stores     reliable messages that outlive the process, in SQLite
+sealed     messages that only the receiver can open
 requests   requests that wait for answers
 dialler    finds a relay that answers
 reconnect  backoff, and the incarnation of this process
@@ -37,6 +39,7 @@ from awesomeconnect.client.node import Node, NodeStatistics, connect
 from awesomeconnect.client.receipts import Receipt
 from awesomeconnect.client.reconnect import Process
 from awesomeconnect.client.settings import ClientSettings
+from awesomeconnect.client.stores import SQLiteStore
 from awesomeconnect.client.transport import SocketTransport, Transport
 
 __all__ = [
@@ -58,6 +61,7 @@ __all__ = [
     "Refusal",
     "Resumed",
     "RoomLost",
+    "SQLiteStore",
     "SocketTransport",
     "Transport",
     "connect",

@@ -29,6 +29,7 @@ class Message:
         content: ``Content.APPLICATION`` or ``Content.REQUEST``.
         payload: what the application sent.
         request_id: names the request in the answer; empty for everything else.
+        is_sealed: only the sender and this node could make and read it, not the relay.
         origin: its place in a reliable stream, for the library; None for a plain message.
     """
 
@@ -39,6 +40,7 @@ class Message:
     content: int
     payload: bytes
     request_id: bytes = b""
+    is_sealed: bool = False
     origin: Arrival | None = field(default=None, eq=False, repr=False)
 
     @property

@@ -50,8 +50,9 @@ from awesomeconnect.client.publishing import Payload, Publisher, check_room, oct
 from awesomeconnect.client.receipts import TOKEN_BYTES, Flow, Receipt, Verdicts
 from awesomeconnect.client.reconnect import move_delay_s
 from awesomeconnect.client.reliable import Reliable
-from awesomeconnect.client.requests import ANSWERED, FAILED, ID_BYTES, Request, Requests, response
+from awesomeconnect.client.requests import ANSWERED, FAILED, ID_BYTES, Requests, response
 from awesomeconnect.client.rooms import Rooms
+from awesomeconnect.client.sealed import Sealing
 from awesomeconnect.client.settings import ClientSettings
 from awesomeconnect.client.waiting import Answer, Signal
 from awesomeconnect.client.watch import Watch
@@ -66,6 +67,7 @@ from awesomeconnect.errors import (
 )
 from awesomeconnect.identity import Identity, RelayAddress
 from awesomeconnect.reliable.segments import incarnation_bytes
+from awesomeconnect.reliable.stores import OutboxStore, TakenStore
 from awesomeconnect.shaping.ats import NS_PER_S
 from awesomeconnect.wire.messages import (
     REVISION,
@@ -82,6 +84,7 @@ from awesomeconnect.wire.messages import (
     Left,
     Member,
     MembersPage,
+    Mode,
     Pause,
     Ping,
     Pong,
@@ -91,6 +94,7 @@ from awesomeconnect.wire.messages import (
     TrafficClass,
 )
 from awesomeconnect.wire.messages import Message as WireMessage
+from awesomeconnect.wire.sealing import OVERHEAD_BYTES, SealBroken
 
 log = logging.getLogger("awesomeconnect.client")
 
@@ -144,6 +148,8 @@ class Node:
         attributes: Attributes,
         settings: ClientSettings,
         is_manual: bool = False,
+        outbox_store: OutboxStore | None = None,
+        taken_store: TakenStore | None = None,
     ) -> None:
         self._identity = identity
         self._attributes = attributes
@@ -167,9 +173,11 @@ class Node:
         self._rooms = Rooms(self._tell, self._connected, lambda room, code: self._report(RoomLost(room, code)))
         self._requests = Requests(settings.process.random_bytes)
         self._pauses = Pauses(lambda: self._outbox.flush().answer.wait())
+        incarnation = incarnation_bytes(settings.process.new_run())
+        self._sealing = Sealing(identity, incarnation)
         self._publisher = Publisher(self._outbox, self._pauses, settings.window_bytes, self._connected)
         self._reliable = Reliable(
-            incarnation_bytes(settings.process.new_run()),
+            incarnation,
             settings.process.random_bytes(32),
             settings.reliable,
             settings.random,
@@ -177,9 +185,13 @@ class Node:
             self._outbox,
             self._inbox,
             self._requests,
+            self._sealing,
             is_manual,
             settings.kept_problems,
             self._check_open,
+            settings.process.now_ms(),
+            outbox_store,
+            taken_store,
         )
         self._publisher.more_problems = self._reliable.take_problems
         self._dialler = Dialler(addresses, identity, settings, self._hello)
@@ -301,6 +313,7 @@ class Node:
         *,
         traffic_class: int = ...,
         wait: bool = ...,
+        sealed: bool = ...,
         reliable: Literal[False] = ...,
         expires_s: float = ...,
     ) -> Receipt: ...
@@ -313,6 +326,7 @@ class Node:
         *,
         traffic_class: int = ...,
         wait: bool = ...,
+        sealed: bool = ...,
         reliable: Literal[True],
         expires_s: float = ...,
     ) -> Delivery: ...
@@ -324,6 +338,7 @@ class Node:
         *,
         traffic_class: int = TrafficClass.DATA,
         wait: bool = False,
+        sealed: bool = False,
         reliable: bool = False,
         expires_s: float = EXPIRES_S,
     ) -> Receipt | Delivery:
@@ -337,6 +352,8 @@ class Node:
         other for ever. It stays on its way; should it not be taken, `flush` says so.
 
         Args:
+            sealed: so that the relay can neither read nor make it (protocol-spec/sealed.md); the peer sees
+                ``message.is_sealed``.
             expires_s: how long a reliable message is tried, at most a day; what waits for room counts from then.
 
         Raises:
@@ -344,7 +361,11 @@ class Node:
             Expired, OutcomeUnknown, Declined, Refused: as `Delivery.wait`.
         """
         if reliable:
-            return await self._reliable.send(peer, traffic_class, Content.APPLICATION, octets(payload), expires_s)
+            return await self._reliable.send(
+                peer, traffic_class, Content.APPLICATION, octets(payload), expires_s, sealed
+            )
+        if sealed:
+            return await self._send_sealed(peer, traffic_class, Content.APPLICATION, octets(payload), wait)
         flow = self._publisher.to_peer(peer, traffic_class)
         return await self._publisher.queue(flow, octets(payload), wait)
 
@@ -354,6 +375,7 @@ class Node:
         payload: Payload,
         *,
         traffic_class: int = TrafficClass.DATA,
+        sealed: bool = False,
         expires_s: float = EXPIRES_S,
     ) -> Delivery:
         """As `send` with ``reliable=True``, without waiting for the peer: for many messages at a time.
@@ -363,7 +385,9 @@ class Node:
         Returns:
             What to `Delivery.wait` for. When nobody does, `flush` raises why a message was not delivered.
         """
-        return await self._reliable.post(peer, traffic_class, Content.APPLICATION, octets(payload), expires_s)
+        return await self._reliable.post(
+            peer, traffic_class, Content.APPLICATION, octets(payload), expires_s, is_sealed=sealed
+        )
 
     def ack(self, message: Message) -> None:
         """Stand for a reliable message that was taken, when the node was made with ``ack="manual"``."""
@@ -399,11 +423,13 @@ class Node:
         *,
         timeout_s: float = 10.0,
         traffic_class: int = TrafficClass.DATA,
+        sealed: bool = False,
         reliable: bool = False,
     ) -> bytes:
         """Ask one node and return its answer.
 
         Args:
+            sealed: as `send`; the answer is sealed, too.
             reliable: go on across broken connections and restarts of the relay, in both directions, and wait for a
                 peer that is not there; what is raised below for a broken connection is not, then.
 
@@ -415,9 +441,9 @@ class Node:
             ValueError, PayloadTooLarge, LinkError: as `send`.
         """
         if reliable:
-            return await self._reliable.request(peer, traffic_class, octets(payload), timeout_s)
+            return await self._reliable.request(peer, traffic_class, octets(payload), timeout_s, sealed)
         flow = self._publisher.to_peer(peer, traffic_class, Content.REQUEST)
-        return await self._ask(flow, peer, payload, timeout_s)
+        return await self._ask(flow, peer, payload, timeout_s, sealed)
 
     async def request_any(
         self,
@@ -569,25 +595,40 @@ class Node:
 
     # ---- requests ------------------------------------------------------------------------------------
 
-    async def _ask(self, flow: Flow, peer: bytes | None, payload: Payload, timeout_s: float) -> bytes:
+    async def _ask(
+        self, flow: Flow, peer: bytes | None, payload: Payload, timeout_s: float, sealed: bool = False
+    ) -> bytes:
         with self._requests.open(peer) as request, anyio.move_on_after(timeout_s):
-            await self._send_request(flow, request, payload)
+            body = request.request_id + octets(payload)
+            if sealed and peer is not None:
+                request.receipt = await self._send_sealed(peer, flow.traffic_class, Content.REQUEST, body)
+            else:
+                request.receipt = await self._publisher.queue(flow, body)
             return await request.answer.wait()
         raise RequestTimeout(f"{flow.about}: no answer in {timeout_s:g} s")
-
-    async def _send_request(self, flow: Flow, request: Request, payload: Payload) -> None:
-        request.receipt = await self._publisher.queue(flow, request.request_id + octets(payload))
 
     async def _respond(self, message: Message, status: int, body: bytes) -> Receipt | Delivery:
         if not message.is_request:
             raise ValueError("only a request can be answered; send the node a message of its own")
+        peer, traffic_class = message.sender, message.traffic_class
         payload = response(message.request_id, status, body)
+        # SPEC sealed.md: A node MUST answer a sealed request by a sealed response.
         if message.is_reliable:
             return await self._reliable.post(
-                message.sender, message.traffic_class, Content.RESPONSE, payload, EXPIRES_S
+                peer, traffic_class, Content.RESPONSE, payload, EXPIRES_S, is_sealed=message.is_sealed
             )
-        flow = self._publisher.to_peer(message.sender, message.traffic_class, Content.RESPONSE)
-        return await self._publisher.queue(flow, payload)
+        if message.is_sealed:
+            return await self._send_sealed(peer, traffic_class, Content.RESPONSE, payload)
+        return await self._publisher.queue(self._publisher.to_peer(peer, traffic_class, Content.RESPONSE), payload)
+
+    async def _send_sealed(
+        self, peer: bytes, traffic_class: int, content: int, payload: bytes, wait: bool = False
+    ) -> Receipt:
+        flow = self._publisher.to_peer(peer, traffic_class, Content.SEALED)
+        size = len(payload) + OVERHEAD_BYTES
+        if self._publisher.must_wait(flow, size) or wait:
+            await self._publisher.admit(flow, size, wait)
+        return self._outbox.put(flow, self._sealing.seal(peer, traffic_class, content, payload))
 
     # ---- the life of connections ---------------------------------------------------------------------
 
@@ -744,10 +785,18 @@ class Node:
             handler(self, message)
 
     def _on_deliver(self, message: Deliver) -> None:
-        content, payload, request_id = message.content, message.payload, b""
+        content, payload, request_id, is_sealed = message.content, message.payload, b"", False
         if content in _RELIABLE:
             self._reliable.on_deliver(message)
             return
+        # SPEC sealed.md: A receiver MUST ignore content 3 that does not arrive in mode 1.
+        if content == Content.SEALED and message.mode == Mode.UNICAST:
+            try:
+                content, payload = self._sealing.open(message.sender, message.traffic_class, payload)
+            except SealBroken:
+                self._ignored += 1
+                return
+            is_sealed = True
         if content == Content.RESPONSE:
             if not self._requests.on_response(message.sender, payload):
                 self._ignored += 1
@@ -758,8 +807,11 @@ class Node:
             self._ignored += 1
             return
         self._received += 1
+        traffic_class = message.traffic_class
         self._inbox.put(
-            Message(message.sender, message.room, message.mode, message.traffic_class, content, payload, request_id)
+            Message(
+                message.sender, message.room, message.mode, traffic_class, content, payload, request_id, is_sealed
+            )
         )
 
     def _on_gap(self, message: Gap) -> None:
@@ -913,6 +965,8 @@ async def connect(
     rooms: Iterable[str] = (),
     timeout_s: float = 10.0,
     ack: Literal["auto", "manual"] = "auto",
+    outbox_store: OutboxStore | None = None,
+    taken_store: TakenStore | None = None,
     settings: ClientSettings | None = None,
 ) -> AsyncIterator[Node]:
     """Connect to a relay, for as long as the ``async with`` block lasts.
@@ -925,6 +979,11 @@ async def connect(
         timeout_s: for the first connection.
         ack: when a reliable message counts as delivered: when the node has returned it, or when the application
             calls `Node.ack`.
+        outbox_store: keeps reliable messages of this node across its restarts, for example a `SQLiteStore`. Give it
+            with the identity that it was first used with.
+        taken_store: keeps what this node has taken, so that it takes nothing twice after a restart. With
+            ``ack="auto"`` a message is noted before the application gets it, so a crash may lose the one in hand;
+            with "manual" it is noted by `Node.ack`, so a crash may repeat it.
         settings: bounds and patience.
 
     Yields:
@@ -951,7 +1010,15 @@ async def connect(
     for room in rooms:
         check_room(room)
     Hello(REVISION, Incarnation(0, bytes(8)), 0, attributes or {})  # checks the attributes
-    node = Node(addresses, identity, dict(attributes or {}), settings or ClientSettings(), ack == "manual")
+    node = Node(
+        addresses,
+        identity,
+        dict(attributes or {}),
+        settings or ClientSettings(),
+        ack == "manual",
+        outbox_store,
+        taken_store,
+    )
     problem: BaseException | None = None
     try:
         async with anyio.create_task_group() as tasks:

@@ -96,7 +96,12 @@ def ended_text(code: int, detail: str) -> str:
 
 
 class Process:
-    """One run of a process, as relays see it: for each key one incarnation, and a number for each connection."""
+    """One run of a process, as relays see it: for each key one incarnation, and a number for each connection.
+
+    Args:
+        now_ms: Unix time.
+        random_bytes: a secure source.
+    """
 
     def __init__(
         self,
@@ -104,7 +109,7 @@ class Process:
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self.random_bytes = random_bytes
-        self._now_ms = now_ms
+        self.now_ms = now_ms
         self._last_start_ms = -1
         self._runs: dict[tuple[int, bytes], tuple[Incarnation, int]] = {}
 
@@ -112,7 +117,7 @@ class Process:
         """The incarnation of a key in this process, and the number of its next connection, from 1."""
         run = (os.getpid(), key)  # a forked child is another process
         if run not in self._runs:
-            self._runs[run] = (Incarnation(self._now_ms(), self.random_bytes(8)), 0)
+            self._runs[run] = (Incarnation(self.now_ms(), self.random_bytes(8)), 0)
         incarnation, number = self._runs[run]
         self._runs[run] = (incarnation, number + 1)
         return incarnation, number + 1
@@ -120,7 +125,7 @@ class Process:
     def new_run(self) -> Incarnation:
         """An incarnation greater than all that this process has drawn here before."""
         # SPEC reliable.md: A node MUST draw the last 8 bytes of an incarnation from a secure random source.
-        self._last_start_ms = max(self._now_ms(), self._last_start_ms + 1)
+        self._last_start_ms = max(self.now_ms(), self._last_start_ms + 1)
         return Incarnation(self._last_start_ms, self.random_bytes(8))
 
 

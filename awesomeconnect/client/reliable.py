@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 
@@ -18,6 +19,7 @@ from awesomeconnect.client.outbox import Outbox
 from awesomeconnect.client.publishing import Publisher
 from awesomeconnect.client.receipts import Receipt, Verdicts
 from awesomeconnect.client.requests import ID_BYTES, Requests
+from awesomeconnect.client.sealed import Sealing
 from awesomeconnect.client.waiting import Signal, loop_clock
 from awesomeconnect.errors import AwesomeConnectError, Expired, OutcomeUnknown, Refused, RequestTimeout
 from awesomeconnect.identity import short_key
@@ -25,9 +27,11 @@ from awesomeconnect.reliable.endpoint import Endpoint
 from awesomeconnect.reliable.repair import Found, Gap
 from awesomeconnect.reliable.segments import MAX_EXPIRES_MS
 from awesomeconnect.reliable.settings import ReliableSettings
+from awesomeconnect.reliable.stores import OutboxStore, TakenStore
 from awesomeconnect.wire import cbor
 from awesomeconnect.wire.fields import MAX_ATTRIBUTES, MAX_ATTRIBUTES_BYTES
 from awesomeconnect.wire.messages import Attributes, Content, Deliver, Mode
+from awesomeconnect.wire.sealing import OVERHEAD_BYTES, SealBroken
 
 #: What HELLO claims of a node that takes reliable messages.
 ATTRIBUTE = "ac:reliable"
@@ -48,6 +52,7 @@ class Reliable:
         is_manual: the application acknowledges what it has taken.
         kept_problems: failures of messages that nobody waited for, kept for `Node.flush`.
         check_open: raises when the node is closed.
+        unix_ms: the time now.
     """
 
     def __init__(
@@ -60,20 +65,29 @@ class Reliable:
         outbox: Outbox,
         inbox: Inbox,
         requests: Requests,
+        sealing: Sealing,
         is_manual: bool,
         kept_problems: int,
         check_open: Callable[[], None],
+        unix_ms: int,
+        outbox_store: OutboxStore | None,
+        taken_store: TakenStore | None,
     ) -> None:
-        self.endpoint = Endpoint(incarnation, secret, settings, random)
         self._clock = loop_clock()
+        self._problems: deque[AwesomeConnectError] = deque(maxlen=kept_problems)
+        now_ms = self._now_ms()
+        self.endpoint = Endpoint(incarnation, secret, settings, random, outbox_store, taken_store, unix_ms - now_ms)
+        self.endpoint.unicast.restore(
+            lambda peer: Delivery(f"send to {short_key(peer)}", self._problems.append), now_ms
+        )
         self._settings = settings
         self._publisher = publisher
         self._outbox = outbox
         self._inbox = inbox
         self._requests = requests
+        self._sealing = sealing
         self._is_manual = is_manual
         self._check_open = check_open
-        self._problems: deque[AwesomeConnectError] = deque(maxlen=kept_problems)
         self._wake = Signal()
         self._wakes_ms: int | None = None  # when the task looks again by itself
         self._freed = Signal()
@@ -104,6 +118,8 @@ class Reliable:
         content: int,
         payload: bytes,
         expires_s: float,
+        *,
+        is_sealed: bool = False,
         on_failure: Callable[[AwesomeConnectError], None] | None = None,
     ) -> Delivery:
         """Take a message, as soon as the outbox has room for it; see `Node.post`.
@@ -115,23 +131,42 @@ class Reliable:
         if not 1 <= expires_ms <= MAX_EXPIRES_MS:
             raise ValueError(f"expires_s is between 0.001 and {MAX_EXPIRES_MS // 1000}, not {expires_s}")
         flow = self._publisher.to_peer(peer, traffic_class, Content.RELIABLE)
+        if is_sealed:
+            self._sealing.check(peer)
         await self._publisher.take_turns(len(payload))
         while True:
             self._check_open()
-            self._publisher.check_size(flow, len(payload) + SEGMENT_BYTES)
+            self._publisher.check_size(flow, len(payload) + SEGMENT_BYTES + is_sealed * OVERHEAD_BYTES)
             if self.endpoint.has_room(len(payload)):
                 break
             await self._freed.wait()
         delivery = Delivery(flow.about, on_failure or self._problems.append)
-        self.endpoint.post(peer, traffic_class, content, payload, self._now_ms(), expires_ms, delivery)
+        now_ms = self._now_ms()
+        if is_sealed:
+            self.endpoint.post(
+                peer,
+                traffic_class,
+                Content.SEALED,
+                payload,
+                now_ms,
+                expires_ms,
+                delivery,
+                partial(self._seal, peer, traffic_class, content),
+            )
+        else:
+            self.endpoint.post(peer, traffic_class, content, payload, now_ms, expires_ms, delivery)
         self._look()
         return delivery
 
+    def _seal(self, peer: bytes, traffic_class: int, content: int, sequence: int, payload: bytes) -> bytes:
+        incarnation = self.endpoint.unicast.incarnation
+        return self._sealing.seal_segment(peer, traffic_class, incarnation, sequence, content, payload)
+
     async def send(
-        self, peer: bytes, traffic_class: int, content: int, payload: bytes, expires_s: float
+        self, peer: bytes, traffic_class: int, content: int, payload: bytes, expires_s: float, is_sealed: bool
     ) -> Delivery:
         """Send a message and wait; see `Node.send`."""
-        delivery = await self.post(peer, traffic_class, content, payload, expires_s)
+        delivery = await self.post(peer, traffic_class, content, payload, expires_s, is_sealed=is_sealed)
         await delivery.wait(until_held=anyio.get_current_task().id == self._consumer)
         return delivery
 
@@ -145,7 +180,9 @@ class Reliable:
         self._look()
         return self._outbox.put(flow, segment)
 
-    async def request(self, peer: bytes, traffic_class: int, payload: bytes, timeout_s: float) -> bytes:
+    async def request(
+        self, peer: bytes, traffic_class: int, payload: bytes, timeout_s: float, is_sealed: bool
+    ) -> bytes:
         """Ask and wait for the answer; see `Node.request`."""
         with self._requests.open(peer) as request, anyio.move_on_after(timeout_s):
 
@@ -153,7 +190,15 @@ class Reliable:
                 if not isinstance(error, Expired | OutcomeUnknown):  # those come with the timeout
                     request.answer.fail(error)
 
-            await self.post(peer, traffic_class, Content.REQUEST, request.request_id + payload, timeout_s, fail)
+            await self.post(
+                peer,
+                traffic_class,
+                Content.REQUEST,
+                request.request_id + payload,
+                timeout_s,
+                is_sealed=is_sealed,
+                on_failure=fail,
+            )
             return await request.answer.wait()
         raise RequestTimeout(f"request to {short_key(peer)}: no answer in {timeout_s:g} s")
 
@@ -207,6 +252,21 @@ class Reliable:
             self._inbox.put_gap(GapReport(room, sender, traffic_class, last - first + 1, 0, 0, sequences=sequences))
             return
         content, payload, request_id = arrival.content, arrival.payload, b""
+        is_sealed = content == Content.SEALED
+        if is_sealed:
+            stream = arrival.origin
+            try:
+                if stream is None:
+                    raise SealBroken("sealed to a room")
+                content, payload = self._sealing.open_segment(
+                    arrival.sender, arrival.traffic_class, stream.incarnation, arrival.sequence, payload
+                )
+            except SealBroken:
+                # SPEC sealed.md: A receiver MUST NOT acknowledge a segment whose box does not open.
+                self.endpoint.ignored += 1
+                if stream is not None:
+                    stream.spoiled(arrival)
+                return
         if content == Content.RESPONSE:
             self._requests.on_response(arrival.sender, payload)
             self.endpoint.taken(arrival, self._now_ms())
@@ -222,7 +282,15 @@ class Reliable:
         mode = Mode.UNICAST if arrival.room is None else Mode.BROADCAST
         self._inbox.add(
             Message(
-                arrival.sender, arrival.room, mode, arrival.traffic_class, content, payload, request_id, arrival
+                arrival.sender,
+                arrival.room,
+                mode,
+                arrival.traffic_class,
+                content,
+                payload,
+                request_id,
+                is_sealed,
+                arrival,
             )
         )
 

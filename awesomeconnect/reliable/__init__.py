@@ -10,6 +10,7 @@ unicast    all unicast streams of a node
 rooms      all its streams in rooms
 agenda     who has to be looked at when
 outgoing   what is handed to the connection
+stores     hooks for what outlives a process
 endpoint   all streams of a node: what to send now, and when to look again
 
 Time is an argument, in milliseconds of a clock that never jumps; randomness is injected. Nothing here knows

@@ -28,6 +28,7 @@ from awesomeconnect.reliable.segments import (
 )
 from awesomeconnect.reliable.sender import Entry, Ticket
 from awesomeconnect.reliable.settings import ReliableSettings
+from awesomeconnect.reliable.stores import OutboxStore, TakenStore
 from awesomeconnect.reliable.unicast import Unicast
 from awesomeconnect.wire.parts import Content, Mode
 
@@ -39,15 +40,23 @@ class Endpoint:
         incarnation: of this node, 16 bytes.
         secret: 16 to 64 random bytes, for what only members of a room may know.
         random: uniform in [0, 1).
+        outbox_store, taken_store, unix_ms: as `Unicast`.
 
     Attributes:
         ignored: payloads that were malformed or of no use.
     """
 
     def __init__(
-        self, incarnation: bytes, secret: bytes, settings: ReliableSettings, random: Callable[[], float]
+        self,
+        incarnation: bytes,
+        secret: bytes,
+        settings: ReliableSettings,
+        random: Callable[[], float],
+        outbox_store: OutboxStore | None = None,
+        taken_store: TakenStore | None = None,
+        unix_ms: int = 0,
     ) -> None:
-        self.unicast = Unicast(incarnation, settings, random)
+        self.unicast = Unicast(incarnation, settings, random, outbox_store, taken_store, unix_ms)
         self.rooms = Rooms(incarnation, secret, settings, random)
         self._is_offered = settings.is_offered
         self.ignored = 0
@@ -67,9 +76,10 @@ class Endpoint:
         now_ms: int,
         expires_ms: int,
         ticket: Ticket,
+        seal: Callable[[int, bytes], bytes] | None = None,
     ) -> Entry:
-        """Take a message to a peer; the ticket is told what becomes of it."""
-        return self.unicast.post(peer, traffic_class, content, payload, now_ms, expires_ms, ticket)
+        """Take a message to a peer; the ticket is told what becomes of it. See `Unicast.post`."""
+        return self.unicast.post(peer, traffic_class, content, payload, now_ms, expires_ms, ticket, seal)
 
     def may_hand_over(self, arrival: Arrival, now_ms: int) -> bool:
         """Whether the application may still have a message, when it takes it from the inbox."""

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from awesomeconnect.reliable.segments import Ack, Segment, ranges_of
 from awesomeconnect.reliable.settings import ReliableSettings
+from awesomeconnect.reliable.stores import StoredStream
 
 
 class Arrival(NamedTuple):
@@ -83,6 +84,27 @@ class IncomingStream:
         self._gone: set[int] = set()  # expired in the inbox, from next on
         self._buffer: dict[int, Arrival] = {}  # above the expected one
 
+    @classmethod
+    def restored(cls, stored: StoredStream, now_ms: int, settings: ReliableSettings) -> IncomingStream:
+        """A stream of which an earlier process has taken messages."""
+        stream = cls(stored.sender, stored.traffic_class, stored.incarnation, stored.next, settings)
+        stream._taken = set(stored.beyond)
+        stream.longest_ms = stored.longest_ms
+        stream.forget_at_ms = now_ms + 2 * stored.longest_ms
+        return stream
+
+    def stored(self, unix_ms: int) -> StoredStream:
+        """What an earlier process has taken, for the next one."""
+        return StoredStream(
+            self.sender,
+            self.traffic_class,
+            self.incarnation,
+            self.next,
+            sorted(self._taken),
+            self.longest_ms,
+            unix_ms,
+        )
+
     def on_segment(self, segment: Segment, now_ms: int, room_bytes: int) -> list[Arrival]:
         """Take a segment in; the messages that are next now, in order.
 
@@ -95,7 +117,7 @@ class IncomingStream:
         if sequence == self._expected:
             arrivals.append(self._arrival(segment, now_ms))
             self._expected += 1
-            if self._buffer:
+            if self._buffer or self._taken:
                 arrivals += self._unbuffer()
             if self.ack_at_ms is None:
                 # SPEC reliable.md: A receiver SHOULD send an ack for a message that its application has not taken
@@ -105,7 +127,7 @@ class IncomingStream:
         # SPEC reliable.md: A receiver MUST send an ack when it gets a segment that it has already, when it gets one
         #   whose predecessor is missing, and when it gets a mark.
         self.ack_at_ms = now_ms
-        is_new = sequence > self._expected and sequence not in self._buffer
+        is_new = sequence > self._expected and sequence not in self._buffer and sequence not in self._taken
         # SPEC reliable.md: A receiver MAY leave a segment out that it has no room for, as if it had not arrived.
         is_near = sequence - self._expected < self._settings.ahead_messages
         if is_new and is_near and len(segment.payload) <= room_bytes:
@@ -127,7 +149,7 @@ class IncomingStream:
         if arrival.sequence < self.next:
             return False
         if arrival.expires_at_ms <= now_ms:
-            self._gone.add(arrival.sequence)
+            self.spoiled(arrival)
             return False
         return True
 
@@ -140,6 +162,11 @@ class IncomingStream:
                 self._skip_taken()
         elif sequence > self.next:
             self._taken.add(sequence)
+
+    def spoiled(self, arrival: Arrival) -> None:
+        """A message is of no use: it is neither handed over nor acknowledged."""
+        if arrival.sequence >= self.next:
+            self._gone.add(arrival.sequence)
 
     def ack(self, receiver: bytes) -> Ack:
         """What to tell the sender now."""
@@ -185,10 +212,15 @@ class IncomingStream:
         return list(self._unbuffer())
 
     def _unbuffer(self) -> Iterator[Arrival]:
-        while (arrival := self._buffer.pop(self._expected, None)) is not None:
-            self.buffered_bytes -= len(arrival.payload)
-            self._expected += 1
-            yield arrival
+        while True:
+            if self._expected in self._taken:  # by an earlier process
+                self._expected += 1
+            elif (arrival := self._buffer.pop(self._expected, None)) is not None:
+                self.buffered_bytes -= len(arrival.payload)
+                self._expected += 1
+                yield arrival
+            else:
+                return
 
     def _skip_taken(self) -> None:
         while self.next in self._taken:

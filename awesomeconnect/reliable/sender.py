@@ -51,6 +51,19 @@ class Ticket(Protocol):
         """It has ended; ``code`` says why it was refused (an ErrorCode) or declined (a reason)."""
 
 
+class Nobody:
+    """A ticket of nobody."""
+
+    def held(self) -> None:
+        """Nobody hears of it."""
+
+    def settled(self, outcome: Outcome, code: int) -> None:
+        """Nobody hears of it."""
+
+
+_NOBODY = Nobody()
+
+
 class Transmission(Protocol):
     """A segment that was given to the connection; ``ordinal`` is None until it has left."""
 
@@ -114,7 +127,7 @@ class OutgoingStream:
     Args:
         incarnation: the sender's.
         first: the sequence of the first message.
-        freed: called with the bytes that a settled message no longer needs.
+        ended: called with each message that has ended.
 
     Attributes:
         base: the lowest sequence that may still be sent; the next one when nothing is open.
@@ -129,7 +142,7 @@ class OutgoingStream:
         incarnation: bytes,
         first: int,
         settings: ReliableSettings,
-        freed: Callable[[int], None],
+        ended: Callable[[OutgoingStream, Entry], None],
     ) -> None:
         self.peer = peer
         self.traffic_class = traffic_class
@@ -138,7 +151,7 @@ class OutgoingStream:
         self.used_at_ms = 0
         self.woken_at_ms: int | None = None  # the caller's: when it will look at the timers
         self._settings = settings
-        self._freed = freed
+        self._ended = ended
         self._entries: list[Entry] = []  # in the order of sequences, without holes, from _head on
         self._head = 0
         self._origin = first  # the sequence of _entries[0]
@@ -201,6 +214,23 @@ class OutgoingStream:
         heapq.heappush(self._expiries, (entry.expires_at_ms, entry.sequence))
         self.used_at_ms = now_ms
         return entry
+
+    def restore(self, entry: Entry, now_ms: int) -> None:
+        """Take a message that an earlier process had; those of lower sequences were restored before."""
+        while self.next_sequence < entry.sequence:
+            self.skip()
+        entry.is_doubtful = True
+        self._entries.append(entry)
+        self._ready.append(entry)
+        heapq.heappush(self._expiries, (entry.expires_at_ms, entry.sequence))
+        self.used_at_ms = now_ms
+
+    def skip(self) -> None:
+        """Leave out a sequence whose message has ended in an earlier process."""
+        ended = Entry(self.next_sequence, 0, b"", 0, _NOBODY)
+        ended.outcome = Outcome.UNKNOWN
+        self._entries.append(ended)
+        self._advance()
 
     def take(self, now_ms: int) -> Entry | None:
         """The next message to send now; None: none. The caller adds its transmission."""
@@ -378,10 +408,15 @@ class OutgoingStream:
         self._timeout_at_ms = None
         self._blocked_until_ms = 0
 
-    def end(self) -> None:
-        """The sender ends: what is open ends with it."""
+    def end(self, is_kept: bool) -> None:
+        """The sender ends, and what is open with it.
+
+        Args:
+            is_kept: the next process goes on.
+        """
         for entry in list(self._open()):
-            self._settle(entry, Outcome.UNKNOWN if entry.may_have_arrived else Outcome.EXPIRED)
+            has_doubt = is_kept or entry.may_have_arrived
+            self._settle(entry, Outcome.UNKNOWN if has_doubt else Outcome.EXPIRED)
 
     # ---- time ----------------------------------------------------------------------------------------
 
@@ -439,7 +474,7 @@ class OutgoingStream:
             self._sent_bytes -= size
             self._sent_messages -= 1
         entry.payload = b""  # whoever keeps the entry keeps no more than that
-        self._freed(size)
+        self._ended(self, entry)
         entry.ticket.settled(outcome, code)
         self._advance()
 

@@ -23,6 +23,7 @@ from awesomeconnect.reliable.segments import (
 )
 from awesomeconnect.reliable.sender import OVERHEAD_BYTES, Entry, OutgoingStream, Ticket
 from awesomeconnect.reliable.settings import ReliableSettings
+from awesomeconnect.reliable.stores import OutboxStore, StoredMessage, TakenStore
 from awesomeconnect.wire.parts import Content
 
 #: Reasons of refusals.
@@ -46,11 +47,25 @@ class Unicast:
 
     Args:
         incarnation: this node's.
+        unix_ms: what to add to a time to get Unix time, for the stores.
         random: uniform in [0, 1).
     """
 
-    def __init__(self, incarnation: bytes, settings: ReliableSettings, random: Callable[[], float]) -> None:
-        self._incarnation = incarnation
+    def __init__(
+        self,
+        incarnation: bytes,
+        settings: ReliableSettings,
+        random: Callable[[], float],
+        outbox_store: OutboxStore | None = None,
+        taken_store: TakenStore | None = None,
+        unix_ms: int = 0,
+    ) -> None:
+        self.incarnation = incarnation  # of what is sent
+        self._run = incarnation  # of what is received: another one in each process, since what it holds is lost
+        self._outbox_store = outbox_store
+        self._taken_store = taken_store
+        self._unix_ms = unix_ms
+        self._is_ending = False
         self._settings = settings
         self._random = random
         self._outgoing: dict[tuple[bytes, int], OutgoingStream] = {}
@@ -86,9 +101,20 @@ class Unicast:
         now_ms: int,
         expires_ms: int,
         ticket: Ticket,
+        seal: Callable[[int, bytes], bytes] | None = None,
     ) -> Entry:
-        """Take a message to a peer; `has_room` was asked before."""
+        """Take a message to a peer; `has_room` was asked before.
+
+        Args:
+            seal: makes what is sent from the sequence and the payload.
+        """
         stream = self._stream_to(peer, traffic_class)
+        sequence = stream.next_sequence
+        if seal is not None:
+            payload = seal(sequence, payload)
+        if self._outbox_store is not None:
+            expires_unix_ms = now_ms + expires_ms + self._unix_ms
+            self._outbox_store.add(StoredMessage(peer, traffic_class, sequence, content, payload, expires_unix_ms))
         entry = stream.add(content, payload, now_ms, expires_ms, ticket)
         self.held_bytes += entry.size
         if self._is_connected:
@@ -102,7 +128,54 @@ class Unicast:
         stream = arrival.origin
         if stream is not None:
             stream.taken(arrival.sequence, now_ms)
+            if self._taken_store is not None:
+                self._taken_store.taken(stream.stored(now_ms + self._unix_ms))
             self._acks[stream] = None
+
+    def restore(self, ticket: Callable[[bytes], Ticket], now_ms: int) -> None:
+        """Go on where an earlier process ended, as far as the stores know.
+
+        Args:
+            ticket: makes one for a message to a peer.
+        """
+        if self._outbox_store is not None:
+            self._restore_outbox(self._outbox_store, ticket, now_ms)
+        if self._taken_store is not None:
+            self._restore_taken(self._taken_store, now_ms)
+
+    def _restore_outbox(self, store: OutboxStore, ticket: Callable[[bytes], Ticket], now_ms: int) -> None:
+        incarnation, messages, next_sequences, self._floor = store.load_outbox()
+        if incarnation is None:
+            store.begin(self.incarnation)
+        else:
+            self.incarnation = incarnation
+        for peer, traffic_class, sequence, content, payload, expires_unix_ms in messages:
+            entry = Entry(sequence, content, payload, expires_unix_ms - self._unix_ms, ticket(peer))
+            stream = self._outgoing.get((peer, traffic_class))
+            if stream is None:
+                stream = self._outgoing[peer, traffic_class] = OutgoingStream(
+                    peer, traffic_class, self.incarnation, sequence, self._settings, self._ended
+                )
+            stream.restore(entry, now_ms)
+            self.held_bytes += entry.size
+            self._timers.note(stream, stream.next_ms)
+        for where, following in next_sequences.items():
+            while self._outgoing[where].next_sequence < following:
+                self._outgoing[where].skip()
+
+    def _restore_taken(self, store: TakenStore, now_ms: int) -> None:
+        newest: dict[bytes, bytes] = {}
+        streams = store.load_taken()
+        for stored in streams:
+            newest[stored.sender] = max(stored.incarnation, newest.get(stored.sender, b""))
+        for stored in streams:
+            age_ms = now_ms + self._unix_ms - stored.heard_unix_ms
+            if stored.incarnation != newest[stored.sender] or age_ms > 2 * stored.longest_ms:
+                store.forget(stored.sender, stored.traffic_class)
+            elif self._incoming < self._settings.streams:
+                sender = self._senders.setdefault(stored.sender, _Sender(stored.incarnation))
+                sender.streams[stored.traffic_class] = IncomingStream.restored(stored, now_ms, self._settings)
+                self._incoming += 1
 
     def _stream_to(self, peer: bytes, traffic_class: int) -> OutgoingStream:
         stream = self._outgoing.get((peer, traffic_class))
@@ -110,7 +183,7 @@ class Unicast:
             if len(self._outgoing) >= self._settings.streams:
                 self._forget_outgoing()
             stream = self._outgoing[peer, traffic_class] = OutgoingStream(
-                peer, traffic_class, self._incarnation, self._floor, self._settings, self._freed
+                peer, traffic_class, self.incarnation, self._floor, self._settings, self._ended
             )
         return stream
 
@@ -122,8 +195,10 @@ class Unicast:
             self._floor = max(self._floor, stream.next_sequence)
             del self._outgoing[stream.peer, stream.traffic_class]
 
-    def _freed(self, size: int) -> None:
-        self.held_bytes -= size
+    def _ended(self, stream: OutgoingStream, entry: Entry) -> None:
+        self.held_bytes -= entry.size
+        if self._outbox_store is not None and not self._is_ending:
+            self._outbox_store.remove(stream.peer, stream.traffic_class, entry.sequence)
 
     # ---- the connection ------------------------------------------------------------------------------
 
@@ -144,9 +219,10 @@ class Unicast:
                 stream.on_disconnected()
 
     def end(self) -> None:
-        """The node ends: what is open ends with it."""
+        """The node ends: what is open ends with it, but for a store, where it waits for the next process."""
+        self._is_ending = True
         for stream in self._outgoing.values():
-            stream.end()
+            stream.end(self._outbox_store is not None)
 
     def on_reject(self, target: bytes | None, ordinals: range, code: int, retry_after_ms: int, now_ms: int) -> bool:
         """The relay refused messages; whether some are known here. ``target`` None: to whom is not known."""
@@ -245,6 +321,8 @@ class Unicast:
             self._incoming -= 1
             self._buffered_bytes -= stream.buffered_bytes
             self._acks.pop(stream, None)
+            if self._taken_store is not None:
+                self._taken_store.forget(key, stream.traffic_class)
 
     def _sweep(self, now_ms: int) -> None:
         # SPEC reliable.md: A receiver MUST NOT forget a stream early to make room for a new one.
@@ -314,7 +392,7 @@ class Unicast:
         for incoming in self._acks:
             # SPEC reliable.md: A receiver MUST send an ack after it has handed over messages, and MAY let one ack
             #   stand for all of one turn.
-            payload = encode_control(incoming.ack(self._incarnation))
+            payload = encode_control(incoming.ack(self._run))
             outgoing.append(Outgoing(incoming.sender, CONTROL_CLASS, Content.REPAIR, payload))
         self._acks.clear()
         active, self._active, self._waiting = {**self._waiting, **self._active}, {}, {}

@@ -16,10 +16,12 @@ from attrs import evolve
 from awesomeconnect.client import ClientSettings, GapReport, Node, Process, connect
 from awesomeconnect.config import RelaySettings
 from awesomeconnect.errors import (
+    AddressError,
     ConnectionEnded,
     Declined,
     Expired,
     NoMembers,
+    NoSuchPeer,
     OutcomeUnknown,
     PayloadTooLarge,
     RequestFailed,
@@ -28,6 +30,7 @@ from awesomeconnect.errors import (
 from awesomeconnect.identity import Identity, RelayAddress
 from awesomeconnect.reliable.settings import ReliableSettings
 from awesomeconnect.server import Relay
+from awesomeconnect.wire.messages import Content, Deliver
 from tests.support.memory import MemoryTransport, memory_pair
 
 IDENTITY = Identity.from_seed(bytes(range(32)))
@@ -507,3 +510,58 @@ async def test_reliable_and_plain_messages_to_a_room(network: Network) -> None:
         await one.publish("room", b"?", reliable=True)
         with pytest.raises(NoMembers):
             await one.flush()
+
+
+# ---- sealed ------------------------------------------------------------------------------------------
+
+
+async def test_sealed_messages(network: Network) -> None:
+    async with network.enter() as one, network.enter() as two, trio.open_nursery() as nursery:
+        await one.send(two.key, b"secret", sealed=True)
+        message = await anext(two)
+        assert (message.payload, message.is_sealed, message.is_reliable) == (b"secret", True, False)
+        nursery.start_soon(lambda: one.send(two.key, b"certain", sealed=True, reliable=True))
+        message = await anext(two)
+        assert (message.payload, message.is_sealed, message.is_reliable) == (b"certain", True, True)
+        await one.send(two.key, b"open")
+        assert not (await anext(two)).is_sealed
+        with pytest.raises(AddressError, match="cannot seal"):
+            await one.send(bytes(32), b"?", sealed=True)
+        with pytest.raises(AddressError, match="cannot seal"):
+            await one.post(bytes(32), b"?", sealed=True)
+
+
+async def test_sealed_requests(network: Network) -> None:
+    async with network.enter() as one, network.enter() as two, trio.open_nursery() as nursery:
+        nursery.start_soon(_serve, two, 2)
+        assert await one.request(two.key, b"a", sealed=True) == b"aa"
+        assert await one.request(two.key, b"b", sealed=True, reliable=True) == b"bb"
+        with pytest.raises(NoSuchPeer):
+            await one.request(STRANGER, b"?", sealed=True)
+
+
+async def test_what_a_relay_makes_of_sealed_messages_is_ignored(network: Network) -> None:
+    async with network.enter() as one, network.enter() as two:
+        delivered: list[Deliver] = []
+        on_deliver = two._on_deliver
+
+        def tamper(message: Deliver) -> None:
+            if message.content not in (Content.SEALED, Content.RELIABLE):
+                return on_deliver(message)
+            delivered.append(message)
+            on_deliver(evolve(message, sender=STRANGER))
+            on_deliver(evolve(message, payload=message.payload[:-1] + bytes((message.payload[-1] ^ 1,))))
+            on_deliver(evolve(message, traffic_class=2))
+            on_deliver(message)
+            return on_deliver(message)
+
+        two._link._handle = lambda message: (tamper if isinstance(message, Deliver) else two._on_message)(message)  # type: ignore[union-attr]
+        await one.send(two.key, b"secret", sealed=True)
+        await one.flush()
+        assert await take(two, 1) == [b"secret"]
+        assert two.statistics().ignored_messages == 4
+        delivery = await one.post(two.key, b"certain", sealed=True, expires_s=5)
+        with pytest.raises(OutcomeUnknown):  # the relay has put something else in its place
+            await delivery.wait()
+        assert len(delivered) >= 2
+        assert await _nothing_arrives(two)

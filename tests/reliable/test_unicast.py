@@ -257,7 +257,7 @@ def test_bogus_acks_are_ignored() -> None:
     world = World()
     message = world.post(0)
     streams = world.parties[0].streams
-    incarnation = streams._incarnation
+    incarnation = streams.incarnation
     for ack in (
         Ack(bytes(16), incarnation, 1, 3, (), ()),
         Ack(bytes(16), incarnation, 1, 1, ((1, 9),), ()),
