@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from awesomeconnect.errors import ErrorCode
-from awesomeconnect.reliable.segments import Ack
+from awesomeconnect.reliable.receiver import Arrival
+from awesomeconnect.reliable.segments import Ack, Segment
 from awesomeconnect.reliable.sender import Outcome
 from awesomeconnect.reliable.settings import ReliableSettings
 from awesomeconnect.reliable.unicast import BUSY, NOT_OFFERED, STALE
+from awesomeconnect.wire.parts import Content
 from tests.reliable.world import KEYS, World
 
 nodes = st.integers(0, 1)
@@ -281,3 +283,20 @@ def test_a_pause_that_is_over_does_not_wake_a_stream_without_a_connection() -> N
     world.post(0)
     world.wait(5_000)
     assert world.parties[0].streams.next_ms > world.now_ms
+
+
+def test_an_older_process_is_not_heard_again_soon_after_a_newer_one() -> None:
+    world = World()
+    receiver = world.parties[1].streams
+
+    def bring(incarnation: bytes, expires_ms: int) -> list[Arrival]:
+        segment = Segment(incarnation, 1, 1, expires_ms, Content.APPLICATION, b"")
+        return receiver.on_segment(KEYS[0], 1, segment, world.now_ms)
+
+    old, new = bytes(16), bytes([1] * 16)
+    assert bring(old, 10_000)
+    assert bring(new, 100)
+    world.wait(15_000)  # the newer one alone could be forgotten
+    assert not bring(old, 10_000)
+    world.wait(10_000)
+    assert bring(old, 10_000)
