@@ -173,7 +173,7 @@ class Program:
         self._process = ""
         self._open: list[Sent] = []  # without a verdict
         self._confirmed: dict[str, None] = {}  # rooms that every HELLO from now on names
-        self._changed: dict[str, int] = {}  # number of a room's last change
+        self._changing: dict[str, None] = {}  # rooms whose answer is awaited
 
     @property
     def process(self) -> str:
@@ -202,7 +202,7 @@ class Program:
         self.host = host = Host(process, world.network)
         self.rooms = dict.fromkeys(self.home)
         self._confirmed = dict.fromkeys(self.home)
-        self._changed = {}
+        self._changing = {}
         self.is_done = False
         self.members = None
         self._open = []
@@ -396,16 +396,16 @@ class Program:
         """Join rooms, and leave them, without a look at the connection."""
         chance = self._world.source(f"{process} wanders")
         rooms = [room for room in self._world.rooms if room not in self.home]
-        changes = 0
         async with trio.open_nursery() as nursery:
             while rooms and not self._world.is_healing:
                 await trio.sleep(chance.expovariate(1 / WANDERS_S))
-                changes += 1
-                nursery.start_soon(self._change_room, process, node, chance.choice(rooms), changes)
+                room = chance.choice(rooms)
+                if room not in self._changing:  # an answer says not which of two JOINs it is for
+                    self._changing[room] = None
+                    nursery.start_soon(self._change_room, process, node, room)
 
-    async def _change_room(self, process: str, node: Node, room: str, change: int) -> None:
+    async def _change_room(self, process: str, node: Node, room: str) -> None:
         """Join a room, or leave it."""
-        self._changed[room] = change
         if room in self.rooms:
             del self.rooms[room]
             self._confirmed.pop(room, None)
@@ -414,9 +414,9 @@ class Program:
         else:
             self.rooms[room] = None
             await node.join(room)
-            if self._changed[room] == change:
-                self._confirmed[room] = None
-                self._note(Entered(trio.current_time(), process, room))
+            self._confirmed[room] = None
+            self._note(Entered(trio.current_time(), process, room))
+        del self._changing[room]
 
     def _note(self, event: Any) -> None:
         if self.host is not None and self.host.is_on and self.host.name == event.process:
