@@ -105,6 +105,8 @@ class World:
         self._digest = hashlib.blake2b(digest_size=16)
         self.counters: dict[str, int] = {}
         self.chance = self.source("world")
+        self.is_reliable = self.chance.random() < 0.8
+        self.is_heavy = self.chance.random() < 0.4
         self.rooms = ROOMS
         self.reserve = 10
         self.is_healing = False
@@ -117,8 +119,6 @@ class World:
         self.network = Network(self.source("network"), self.trace, self._weather, self._note_bytes)
         self.daemon = Daemon(self, "relay", "here")
         self.other = Daemon(self, "other", "elsewhere")
-        self.is_reliable = self.chance.random() < 0.8
-        self.is_heavy = self.chance.random() < 0.4
         self.has_choice = self.chance.random() < 0.7
         self.has_other = self.chance.random() < 0.3
         self.chaos = Chaos(self)
@@ -388,13 +388,14 @@ class World:
 
     def _weather_kinds(self) -> list[Weather]:
         chance = self.source("weather")
+        slow_bytes_per_s = 200_000 if self.is_heavy else 20_000  # what is sent gets through in the end
         kinds = [
             Weather(latency_s=0.001),
             Weather(latency_s=0.02, jitter_s=0.01),
             Weather(latency_s=0.15, jitter_s=0.1),
             Weather(latency_s=0.005, capacity_bytes=2_048),
-            Weather(latency_s=0.01, rate_bytes_per_s=20_000, capacity_bytes=16_384),
-            Weather(latency_s=0.03, rate_bytes_per_s=200_000, is_known=True),
+            Weather(latency_s=0.01, rate_bytes_per_s=slow_bytes_per_s, capacity_bytes=16_384),
+            Weather(latency_s=0.03, rate_bytes_per_s=300_000, is_known=True),
             Weather(latency_s=0.002, crumbs=600),
         ]
         return chance.sample(kinds, chance.randint(1, len(kinds)))
