@@ -297,6 +297,14 @@ class Program:
                 members.pop(key, None)
             members.update((member.key, None) for member in change.joined)
             self.members = members
+            names = self._world.key_names
+            self._world.trace(
+                "watches",
+                self._process,
+                version=change.version,
+                joined=[names[member.key] for member in change.joined],
+                left=[names[key] for key in change.left],
+            )
 
     async def _talk(self, process: str, node: Node) -> None:
         """Send in bursts, flush now and then."""

@@ -316,7 +316,10 @@ class World:
             if program.habits.watches:
                 listed = {node.key for node in room.members.values()}
                 if program.members is None or set(program.members) != listed:
-                    self.violations.append(f"M1: the watch of {program.name} differs from {program.home[0]}")
+                    wrong = sorted(
+                        self.key_names[key] for key in listed.symmetric_difference(program.members or ())
+                    )
+                    self.violations.append(f"M1: the watch of {program.name} differs in {program.home[0]}: {wrong}")
 
     async def _check_history(self) -> None:
         for sent, receipt in self.receipts:
