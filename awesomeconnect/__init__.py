@@ -18,6 +18,7 @@ The house, from the ground up; imports point downwards only:
     client      the client library, on anyio: trio and asyncio alike
     config      settings of a relay
     server      the relay as a Trio daemon
+    bench       the load generator of benchmarks, on blocking sockets and epoll
     cli         the command line
 
 The public names are here, and are imported when they are first used: ``import awesomeconnect`` alone loads neither

@@ -1,4 +1,4 @@
-"""Imports point one way: ``cli -> server, client -> relay, shaping, reliable -> wire -> errors, identity, config``.
+"""Imports point one way: ``cli -> server, client, bench -> relay, shaping, reliable -> wire -> errors, identity``.
 
 And what must stay pure is pure: the protocol, the shaping and the routing know neither I/O nor time nor chance.
 """
@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": {"errors", "identity", "config", "wire", "shaping", "relay"},
     "reliable": {"errors", "wire"},
     "client": {"errors", "identity", "config", "wire", "shaping", "reliable"},
-    "cli": {"errors", "identity", "config", "wire", "shaping", "relay", "server", "client", "__init__"},
+    "bench": {"errors", "identity", "config", "wire"},
+    "cli": {"errors", "identity", "config", "wire", "shaping", "relay", "server", "client", "bench", "__init__"},
     "__main__": {"cli"},
     "__init__": {"errors", "identity", "config", "wire", "client", "server"},
 }
@@ -77,6 +78,11 @@ def test_imports_point_one_way(file: Path) -> None:
 @pytest.mark.parametrize("file", [file for file in FILES if part_of_file(file) in PURE], ids=name_of)
 def test_the_core_is_pure(file: Path) -> None:
     assert not outside(file) & IMPURE_MODULES
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if part_of_file(file) == "bench"], ids=name_of)
+def test_the_load_generator_has_no_event_loop(file: Path) -> None:
+    assert not outside(file) & {"trio", "anyio", "asyncio"}
 
 
 def test_nacl_is_used_in_three_files() -> None:

@@ -79,6 +79,11 @@ class TestIdentity:
 class TestImage:
     """SECURITY 25 (lengths) and 27 (small and mixed order points)."""
 
+    @given(st.binary(min_size=32, max_size=32))
+    def test_is_the_public_key_of_the_converted_private_key(self, seed: bytes) -> None:
+        identity = Identity.from_seed(seed)
+        assert x25519_image(identity.public_key) == identity.x25519_public
+
     @pytest.mark.parametrize("size", [0, 1, 31, 33])
     def test_refuses_another_length(self, size: int) -> None:
         with pytest.raises(ValueError, match="prime order"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from awesomeconnect.cli.bench import bench
 from awesomeconnect.cli.bounds import bounds
 from awesomeconnect.cli.demo import demo
 from awesomeconnect.cli.exits import EXIT_CODE_TABLE, explain
@@ -66,5 +67,5 @@ def main(ctx: click.Context, verbose: bool) -> None:
     log_to_stderr(logging.DEBUG if verbose else logging.WARNING)
 
 
-for _command in (serve, key, pub, sub, send, recv, who, ping, demo, bounds):
+for _command in (serve, key, pub, sub, send, recv, who, ping, demo, bench, bounds):
     main.add_command(_command)

@@ -33,7 +33,8 @@ def peer(text: str) -> bytes:
         return parse_key(text)
 
 
-def _relay(text: str) -> str:
+def relay_address(text: str) -> str:
+    """The address of a relay."""
     from awesomeconnect.identity import RelayAddress
 
     with _address_checked():
@@ -83,6 +84,15 @@ wait_option = click.option(
     metavar="S",
     help="End when no message came for S seconds: exit code 4 if --count was not reached, or none came at all.",
 )
+timeout_option = click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    metavar="S",
+    help="Give up connecting after S seconds.",
+)
 
 
 def link_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -91,7 +101,7 @@ def link_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--relay",
         "relays",
-        type=_relay,
+        type=relay_address,
         metavar="ADDRESS",
         multiple=True,
         envvar="AWESOMECONNECT_RELAY",
@@ -116,15 +126,7 @@ def link_options(command: Callable[..., Any]) -> Callable[..., Any]:
         multiple=True,
         help="What the node says of itself to others in its rooms; may be repeated.",
     )
-    @click.option(
-        "--timeout",
-        "timeout_s",
-        type=click.FloatRange(min=0, min_open=True),
-        default=10.0,
-        show_default=True,
-        metavar="S",
-        help="Give up connecting after S seconds.",
-    )
+    @timeout_option
     @wraps(command)
     def with_link(
         *args: Any,

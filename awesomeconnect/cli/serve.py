@@ -176,13 +176,18 @@ def raise_file_limit() -> int:
 async def _serve(relay: Relay, listeners: list[socket.socket], announce: Callable[[], None]) -> None:
     import trio
 
+    from awesomeconnect.server.garbage import Collector
+
+    collector = Collector()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey, signals, relay, nursery)
+            nursery.start_soon(collector.run, lambda: relay.traffic.received_messages)
             async with trio.open_nursery() as serving:
                 await serving.start(relay.serve, listeners)
                 announce()
             nursery.cancel_scope.cancel()
+    log.debug("the longest garbage collection took %.1f ms", collector.longest_pause_s * 1e3)
 
 
 async def _obey(signals: AsyncIterator[int], relay: Relay, nursery: trio.Nursery) -> None:

@@ -59,7 +59,6 @@ from awesomeconnect.wire.messages import (
     Send,
     Stats,
     StatsReport,
-    Welcome,
     class_of,
     encode_frame,
     is_barrier,
@@ -85,6 +84,9 @@ IGNORED_BYTE_COST = 8
 #: So does telling of one member in a page; one that is passed over costs about as much as a delivery.
 MEMBER_COST = 20
 
+_PING = Ping(PingKind.KEEPALIVE)
+_ARE_YOU_THERE = (_PING, encode_frame(_PING))
+
 
 class _Buffers(threading.local):
     """Nothing waits between receiving and opening: one buffer serves all sessions of a thread."""
@@ -109,6 +111,7 @@ class Session:
         rooms: where it is, and as what.
         outlet: its egress queue.
         heard: the sweeper's tick at which something last arrived.
+        look_at: the tick at which the sweeper next looks at this session; `Relay.watch` sets it.
         close_by: when the connection is cut, whatever is still queued; None while it is not ending.
     """
 
@@ -132,6 +135,7 @@ class Session:
         "heard",
         "incarnation",
         "key",
+        "look_at",
         "outlet",
         "rooms",
     )
@@ -141,7 +145,7 @@ class Session:
         self._transport = transport
         self._connection = RelayConnection(house.identity, house.settings.payload_bytes)
         self._connection.most_ignored_bytes = MOST_IGNORED_BYTES
-        self.outlet = Outlet(house.settings.egress, transport, house.start_shaper, transport.close)
+        self.outlet = Outlet(house.settings.egress, transport, self._start_shaper, transport.close)
         self.key = b""
         self.attributes: Attributes = {}
         self.rooms: dict[Room, Place] = {}
@@ -158,7 +162,9 @@ class Session:
         self._pongs: deque[tuple[int, bytes]] | None = None
         self._paused: dict[tuple[Any, int], float] | None = None  # (target, class) -> when PAUSE may be repeated
         self._pauses: dict[int, float] | None = None  # classes that the client has paused for a time -> until when
-        self._stalled = (0, 0)  # (bytes sent, tick) when the sweeper last saw progress
+        # (bytes sent, tick) when the sweeper last saw progress, or first saw something queued
+        self._stalled: tuple[int, int] | None = None
+        self.look_at = 0
 
     async def run(self) -> None:
         """Serve the connection until it ends. Never raises but for cancellation."""
@@ -193,13 +199,18 @@ class Session:
 
     # ---- what other tasks do to a session: nothing here waits ---------------------------------------
 
-    def tell(self, message: Message) -> None:
-        """Queue a message of the relay for this client. It is not sent until the queue is flushed."""
+    def tell(self, message: Message, frame: bytes = b"") -> None:
+        """Queue a message of the relay for this client. It is not sent until the queue is flushed.
+
+        Args:
+            message: what is told.
+            frame: the message encoded, by those who tell many clients the same.
+        """
         connection = self._connection
         if connection.local_state is State.CLOSED:
             return
         connection.note_sent(message)
-        frame = encode_frame(message)
+        frame = frame or encode_frame(message)
         traffic_class = class_of(message)
         if is_barrier(message):
             if type(message) is Close:
@@ -218,37 +229,42 @@ class Session:
         if self.close_by is not None or self._connection.local_state is State.HANDSHAKE:
             return
         self.close_by = trio.current_time() + self._house.settings.closing_s
+        self._house.watch(self, 1)
         self._depart()
         if goaway is not None:
             self.tell(goaway)
         self.tell(Close(code, detail))
         self.outlet.flush()
 
-    def sweep(self, now: float) -> None:
-        """The keepalive sweeper's look at this session: ask, cut, or leave alone."""
+    def sweep(self, now: float) -> int:
+        """The sweeper's look at this session: ask, cut, or leave alone. The flusher sends what is queued here.
+
+        Returns:
+            After how many ticks it shall look again.
+        """
         settings, tick = self._house.settings, self._house.tick
         idle_s = (tick - self.heard) * self._house.tick_s
         if self.close_by is not None:
             if now >= self.close_by:
                 self._transport.close()
-            return
+            return 1
         if self._pauses:
             for traffic_class in [paused for paused, until in self._pauses.items() if now >= until]:
                 self._resume(traffic_class)
-                self.outlet.flush()
-        if self.outlet.is_empty or self.outlet.sent_bytes != self._stalled[0] or self._is_held_back():
+        if self.outlet.is_empty or self._is_held_back():
+            self._stalled = None
+        elif self._stalled is None or self.outlet.sent_bytes != self._stalled[0]:
             self._stalled = (self.outlet.sent_bytes, tick)
         elif (tick - self._stalled[1]) * self._house.tick_s >= settings.drop_s:
             self._house.count("slow_receivers")
             log.info("%s: closed, slow_receiver: it took nothing for %g s", self, settings.drop_s)
             self.end(ErrorCode.SLOW_RECEIVER)
-            return
+            return 1
         if self._leave_by is not None and now >= self._leave_by:
             self.end(ErrorCode.SESSION_TOO_OLD)
         elif self._leave_by is None and (tick - self._entered) * self._house.tick_s >= settings.session_s:
             self._leave_by = now + settings.drain_s
             self.tell(self._house.goaway(ErrorCode.SESSION_TOO_OLD, settings.drain_s))
-            self.outlet.flush()
         if idle_s >= settings.drop_s:
             self._house.count("keepalive_timeouts")
             self.end(ErrorCode.KEEPALIVE_TIMEOUT, f"nothing was heard for {settings.drop_s:g} s")
@@ -258,13 +274,18 @@ class Session:
                 if self._router.ingress.is_idle(self._house.now_ns()):
                     self._held_before += self._router.ingress.held_messages
                     self._router = None
-            self.tell(Ping(PingKind.KEEPALIVE))
-            self.outlet.flush()
+            self.tell(*_ARE_YOU_THERE)
+        if self._stalled or self._pauses or self._leave_by is not None or self.close_by is not None:
+            return 1
+        house = self._house
+        due = min(self.heard + house.keepalive_ticks, self._entered + house.session_ticks)
+        return max(due - tick, 1)
 
     @property
     def incomplete_bytes(self) -> int:
         """Bytes held of frames that have not arrived whole."""
-        return self._connection.reader.buffered_bytes + self._connection.fragments.held_bytes
+        connection = self._connection
+        return connection.reader.buffered_bytes + connection.fragments.held_bytes
 
     def _is_open(self) -> bool:
         return self._connection.local_state is State.OPEN
@@ -272,6 +293,10 @@ class Session:
     def _is_held_back(self) -> bool:
         """Whether the client itself has paused everything that is queued."""
         return not self.outlet.blocked and self.outlet.is_drained
+
+    def _start_shaper(self, shape: Callable[[], Any]) -> None:
+        self._house.start_shaper(shape)
+        self._house.watch(self, 1)  # whether it makes progress
 
     # ---- the task -----------------------------------------------------------------------------------
 
@@ -282,10 +307,10 @@ class Session:
         started = trio.current_time()
         with trio.CancelScope(deadline=started + settings.first_byte_s) as scope:
             while True:
-                await transport.wait_readable()
-                try:
+                try:  # act 1 is often there already
                     size = transport.recv_into(_buffers.received[:FIRST_READ_BYTES])
                 except BlockingIOError:
+                    await transport.wait_readable()
                     continue
                 if not size:
                     return False
@@ -303,6 +328,7 @@ class Session:
                     hello = connection.next_message()
                     if hello is not None:
                         return self._enter(hello)
+                    self._house.holding[self] = None
         self._house.count("greeting_timeouts")
         if connection.is_established:
             raise RemoteProtocolError("no HELLO in time", ErrorCode.KEEPALIVE_TIMEOUT)
@@ -345,7 +371,7 @@ class Session:
         peer.egress = self.outlet
         self.outlet.is_lagging = house.lagging.pop(self.key, older is not None and older.outlet.is_lagging)
         self._peer = peer
-        self.tell(Welcome(REVISION, house.epoch, house.limits, house.settings.contracts, house.settings.alternates))
+        self.tell(*house.welcome)
         for intent in hello.rooms:
             self._on_join(Join(intent.room, intent.flags, intent.capability))
         log.debug("%s: connected", self)
@@ -382,8 +408,12 @@ class Session:
         if not received:
             raise EOFError("the client closed the connection")
         self.heard = self._house.tick
-        self._connection.receive(_buffers.received[:received])
-        return received, received + await self._work()
+        connection = self._connection
+        connection.receive(_buffers.received[:received])
+        moved = received + await self._work()
+        if connection.reader.buffered_bytes or connection.fragments.held_bytes:
+            self._house.holding[self] = None
+        return received, moved
 
     async def _work(self) -> int:
         """Handle everything received so far; bytes put into queues."""
@@ -658,6 +688,7 @@ class Session:
         self._pauses.pop(message.traffic_class, None)
         if message.for_ms:
             self._pauses[message.traffic_class] = trio.current_time() + message.for_ms / 1000
+            self._house.watch(self, 1)
 
     def _on_resume(self, message: Resume) -> None:
         self._resume(message.traffic_class)

@@ -241,7 +241,7 @@ class Outlet(Egress):
         self._sealer = None
         self._unsent = b""
         self.resumes = None
-        self._failed = _nothing
+        self._failed = self._start = _nothing
         return self.drop()
 
     def _send(self) -> bool:
@@ -358,5 +358,5 @@ def _messages_in(blob: bytes) -> int:
     return count
 
 
-def _nothing() -> None:
+def _nothing(*_arguments: object) -> None:
     """What a disconnected queue calls instead of its session."""

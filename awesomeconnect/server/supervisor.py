@@ -11,7 +11,6 @@ Relay.serve
 from __future__ import annotations
 
 import errno
-import gc
 import logging
 import math
 import os
@@ -35,13 +34,17 @@ from awesomeconnect.shaping.ats import NS_PER_S
 from awesomeconnect.shaping.bounds import Flow, LinkContract, OverCommitted, delay_bounds
 from awesomeconnect.shaping.egress import CLASSES, CONTROL
 from awesomeconnect.wire.framing import FRAGMENT_ABOVE_BYTES, FRAME_OVERHEAD_BYTES
-from awesomeconnect.wire.messages import ClassContract, Goaway, Presence, class_of, encode_frame
+from awesomeconnect.wire.messages import REVISION, ClassContract, Goaway, Presence, Welcome, class_of, encode_frame
 
 log = logging.getLogger("awesomeconnect.server")
 
-#: The flusher lets others run after this much; a flush counts for at least 16 KiB.
-FLUSH_BYTES = 2 << 20
+#: The flusher lets others run after this much, about 1 ms; a flush counts for at least 16 KiB.
+FLUSH_BYTES = 512 << 10
 FLUSH_COST_BYTES = 16 << 10
+#: Meanwhile it looks for something urgent in as many queues that were touched since, at most: 0.1 ms.
+MOST_SEARCHED = 1_000
+#: The sweeper lets others run after looking at this many sessions, about 1 ms.
+SWEEP_SESSIONS = 256
 #: Queues that a session flushes itself at the end of its turn.
 FLUSH_AT_ONCE = 8
 
@@ -86,8 +89,11 @@ class Relay:
         is_draining: who comes now is sent away.
         lagging: keys of nodes that left while nobody waited for them any more; nobody does when they are back.
         tick: a coarse clock, advanced by the sweeper.
+        holding: sessions of which a part of a frame is held, or was at the last tick.
+        welcome: what every client is told first, and the same as a frame.
         queueing_bounds_us: how long a frame waits here at most, by class; 0 where there is no bound.
         keepalive_ticks: silence of this many ticks, and of each multiple of it, is answered with a PING.
+        session_ticks: a connection that is older is asked to leave.
     """
 
     def __init__(
@@ -110,17 +116,12 @@ class Relay:
         self.tick = 0
         self.tick_s = min(1.0, self.settings.keepalive_s / 5, self.settings.closing_s)
         self.keepalive_ticks = math.ceil(self.settings.keepalive_s / self.tick_s)
-        self.limits = {
-            "payload_bytes": self.settings.payload_bytes,
-            "frame_bytes": self.settings.payload_bytes + FRAME_OVERHEAD_BYTES,
-            "rooms": self.settings.rooms_per_connection,
-            "room_members": self.settings.room_members,
-            "page_bytes": self.settings.page_bytes,
-            "keepalive_ms": round(self.settings.keepalive_s * 1000),
-            "drop_ms": round(self.settings.drop_s * 1000),
-        }
+        self.session_ticks = math.ceil(self.settings.session_s / self.tick_s)
+        self.welcome = self._welcome()
         self.queueing_bounds_us = _bounds_us(self.settings)
         self.sessions: dict[Session, None] = {}
+        self.holding: dict[Session, None] = {}
+        self._due: dict[int, dict[Session, None]] = {}  # tick -> whom the sweeper looks at then
         self._shapers: trio.Nursery | None = None
         self._session_nursery: trio.Nursery | None = None
         self._accepting = trio.CancelScope()
@@ -158,7 +159,6 @@ class Relay:
                         async with trio.open_nursery() as accepting:
                             for listener in listeners:
                                 accepting.start_soon(self._accept, listener)
-                            collect_rarely()
                             task_status.started()
                             await trio.sleep_forever()
                 finally:
@@ -218,6 +218,7 @@ class Relay:
             ValueError: two contracts for a class; nothing has changed.
         """
         self.settings = evolve(self.settings, contracts=tuple(contracts))
+        self.welcome = self._welcome()
         self.queueing_bounds_us = _bounds_us(self.settings)
         for session in list(self.sessions):
             session.change_contracts()
@@ -238,6 +239,20 @@ class Relay:
                 session.change_room_contracts(slot)
             self.settle()
 
+    def _welcome(self) -> tuple[Welcome, bytes]:
+        settings = self.settings
+        limits = {
+            "payload_bytes": settings.payload_bytes,
+            "frame_bytes": settings.payload_bytes + FRAME_OVERHEAD_BYTES,
+            "rooms": settings.rooms_per_connection,
+            "room_members": settings.room_members,
+            "page_bytes": settings.page_bytes,
+            "keepalive_ms": round(settings.keepalive_s * 1000),
+            "drop_ms": round(settings.drop_s * 1000),
+        }
+        welcome = Welcome(REVISION, self.epoch, limits, settings.contracts, settings.alternates)
+        return welcome, encode_frame(welcome)
+
     def connect(self, transport: Transport) -> None:
         """Take a new connection: from a listener, or from a simulated network."""
         assert self._session_nursery is not None, "serve the relay first"
@@ -247,13 +262,24 @@ class Relay:
             return
         session = Session(self, transport)
         self.sessions[session] = None
+        self.watch(session, min(self.keepalive_ticks, self.session_ticks))
         self._session_nursery.start_soon(session.run)
 
     def forget(self, session: Session) -> None:
         """A session has ended."""
         self.sessions.pop(session, None)
+        self.holding.pop(session, None)
+        self._due.get(session.look_at, {}).pop(session, None)
         if not self.sessions:
             self._emptied.set()
+
+    def watch(self, session: Session, ticks: int) -> None:
+        """Let the sweeper look at a session after so many ticks, unless it does so before."""
+        tick = self.tick + ticks
+        if not self.tick < session.look_at <= tick:
+            self._due.get(session.look_at, {}).pop(session, None)
+            session.look_at = tick
+            self._due.setdefault(tick, {})[session] = None
 
     def note_lagging(self, key: bytes) -> None:
         """A node has left whose queue drained too slowly."""
@@ -334,17 +360,30 @@ class Relay:
 
     async def _flush(self) -> None:
         while True:
-            while self.touched:
-                touched = list(self.touched)
-                self.touched.clear()
-                work = 0
-                for outlet in touched:
-                    work += outlet.flush() + FLUSH_COST_BYTES
-                    if work >= FLUSH_BYTES:
-                        work = 0
-                        await trio.lowlevel.checkpoint()
-                self._remember_unicasts()
-            await self._flusher.park()
+            work = 0
+            for outlet in [*self._take_urgent(), *self._take_touched()]:
+                work += outlet.flush() + FLUSH_COST_BYTES
+                if work >= FLUSH_BYTES:
+                    self._remember_unicasts()
+                    await trio.lowlevel.checkpoint()
+                    work = 0
+                    if len(self.touched) <= MOST_SEARCHED:
+                        for overtaking in self._take_urgent():
+                            work += overtaking.flush() + FLUSH_COST_BYTES
+            self._remember_unicasts()
+            if not self.touched:
+                await self._flusher.park()
+
+    def _take_urgent(self) -> list[Outlet]:
+        urgent = [outlet for outlet in self.touched if outlet.has_urgent]
+        for outlet in urgent:
+            del self.touched[outlet]
+        return urgent
+
+    def _take_touched(self) -> list[Outlet]:
+        touched = list(self.touched)
+        self.touched.clear()
+        return touched
 
     def _remember_unicasts(self) -> None:
         """After a flush: those that still wait are refused to their sender if the receiver disconnects first."""
@@ -358,16 +397,21 @@ class Relay:
             await trio.sleep(self.tick_s)
             self.tick += 1
             now = trio.current_time()
-            incomplete = 0
-            for session in list(self.sessions):
-                session.sweep(now)
-                incomplete += session.incomplete_bytes
+            for number, session in enumerate(self._due.pop(self.tick, {}), 1):
+                if session in self.sessions:
+                    self.watch(session, session.sweep(now))
+                if not number % SWEEP_SESSIONS:
+                    self._flusher.unpark()
+                    await trio.lowlevel.checkpoint()
+            self._flusher.unpark()
+            self.holding = {session: None for session in self.holding if session.incomplete_bytes}
+            incomplete = sum(session.incomplete_bytes for session in self.holding)
             if incomplete > self.settings.incomplete_bytes:
                 self._shed(incomplete - self.settings.incomplete_bytes)
 
     def _shed(self, excess_bytes: int) -> None:
         """Close the connections that hold the most of incomplete frames."""
-        for session in sorted(self.sessions, key=lambda session: session.incomplete_bytes, reverse=True):
+        for session in sorted(self.holding, key=lambda session: session.incomplete_bytes, reverse=True):
             if excess_bytes <= 0:
                 break
             excess_bytes -= session.incomplete_bytes
@@ -395,13 +439,6 @@ class Relay:
                     session.end(ErrorCode.SLOW_RECEIVER, "changes of membership are not read")
         for session in audience:
             session.outlet.flush()
-
-
-def collect_rarely() -> None:
-    """A full collection at 4,000 connections stops everything for 85 ms: leave start-up state out of it."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 def _bounds_us(settings: RelaySettings) -> tuple[int, ...]:

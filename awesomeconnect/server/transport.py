@@ -50,9 +50,9 @@ class Transport(Protocol):
 
 
 class SocketTransport:
-    """A connected stream socket; its own bound methods are the four names."""
+    """A connected stream socket; its own bound methods are the names that are used most."""
 
-    __slots__ = ("_socket", "path", "peer", "recv_into", "send", "wait_readable", "wait_writable")
+    __slots__ = ("_has_path", "_socket", "peer", "recv_into", "send")
 
     def __init__(self, connected: socket.socket, peer: str) -> None:
         connected.setblocking(False)
@@ -60,11 +60,26 @@ class SocketTransport:
             tune(connected)
         self._socket = connected
         self.peer = peer
-        self.path: Callable[[], Path] | None = partial(read_path, connected) if has_path(connected) else None
+        self._has_path = has_path(connected)
         self.recv_into = connected.recv_into
         self.send = connected.send
-        self.wait_readable: Callable[[], Awaitable[None]] = partial(trio.lowlevel.wait_readable, connected)
-        self.wait_writable: Callable[[], Awaitable[None]] = partial(trio.lowlevel.wait_writable, connected)
+
+    @property
+    def path(self) -> Callable[[], Path] | None:
+        """What is known of the way to the other end, or None where nothing is."""
+        return partial(read_path, self._socket) if self._has_path else None
+
+    def wait_readable(self) -> Awaitable[None]:
+        """Wait until there is something to read; `trio.ClosedResourceError` when `close` comes first."""
+        if self._socket.fileno() < 0:
+            return _closed()
+        return trio.lowlevel.wait_readable(self._socket)  # noqa: ASYNC105 (whoever calls this awaits)
+
+    def wait_writable(self) -> Awaitable[None]:
+        """Wait until there is room to send; as `wait_readable`."""
+        if self._socket.fileno() < 0:
+            return _closed()
+        return trio.lowlevel.wait_writable(self._socket)  # noqa: ASYNC105
 
     def half_close(self) -> None:
         """Send nothing more; the other side sees the end of the stream."""
@@ -73,7 +88,6 @@ class SocketTransport:
     def close(self) -> None:
         """Close the socket; tasks that wait for it get `trio.ClosedResourceError`. Idempotent."""
         if self._socket.fileno() >= 0:
-            self.wait_readable = self.wait_writable = _wait_for_nothing
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
 
@@ -91,5 +105,5 @@ def tune(connected: socket.socket) -> None:
                 connected.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-async def _wait_for_nothing() -> None:
+async def _closed() -> None:
     raise trio.ClosedResourceError("the connection was closed")

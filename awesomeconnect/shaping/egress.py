@@ -225,6 +225,8 @@ class Egress:
             assert queue is not None
             if len(queue) == 1 and len(queue[0]) <= most_bytes and not self._offsets:
                 entry = queue.popleft()
+                if traffic_class == CONTROL:
+                    self._queues[CONTROL] = None  # WELCOME is the last for long: 760 bytes of an idle connection
                 self.queued[traffic_class] = 0
                 self.departed[traffic_class] += len(entry)
                 self.ready &= ~leaving

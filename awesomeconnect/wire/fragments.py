@@ -58,26 +58,34 @@ def piece(
     return frame(b"".join((head, payload_head(size), large_frame[offset:following]))), following
 
 
+class OpenFrame:
+    """What has come of a fragmented frame."""
+
+    __slots__ = ("chunks", "size_bytes")
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+        self.size_bytes = 0
+
+
 class Reassembler:
     """The fragmented frames that are open in one direction, at most one a class.
 
     Args:
-        open_classes: shared with the `FrameReader`, which refuses other frames of these classes.
+        open_classes: what is open in each class, shared with the `FrameReader`, which refuses other frames of these
+            classes.
+
+    Attributes:
+        held_bytes: of all open frames.
     """
 
-    __slots__ = ("_chunks", "_held", "limit", "open_classes")
+    __slots__ = ("_open", "held_bytes", "limit")
 
-    def __init__(self, limit: int, open_classes: set[int]) -> None:
+    def __init__(self, limit: int, open_classes: dict[int, OpenFrame]) -> None:
         self.limit = limit
-        self.open_classes = open_classes
         # SPEC frames.md: A receiver MUST NOT treat any order of frames of different classes as an error.
-        self._chunks: dict[int, list[bytes]] = {}
-        self._held: dict[int, int] = {}
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of all open frames."""
-        return sum(self._held.values())
+        self._open = open_classes
+        self.held_bytes = 0
 
     def add(self, fragment: Fragment) -> bytes | None:
         """Take one fragment.
@@ -88,11 +96,12 @@ class Reassembler:
         Raises:
             RemoteProtocolError: the frame grew over the limit, or an abort came with nothing open.
         """
-        traffic_class = fragment.traffic_class
+        traffic_class, chunk = fragment.traffic_class, fragment.chunk
+        opened = self._open.get(traffic_class)
         if fragment.end == FragmentEnd.ABORT:
             # SPEC frames.md: A receiver MUST answer an abort in a class in which no fragmented frame is open with
             #   CLOSE protocol_error.
-            if traffic_class not in self._chunks:
+            if opened is None:
                 raise RemoteProtocolError(f"abort of class {traffic_class}, where no fragmented frame is open")
             # SPEC frames.md: A receiver MUST drop all chunks of a frame that is aborted, and MUST NOT count it as
             #   an ordinal.
@@ -100,22 +109,21 @@ class Reassembler:
             return None
         # SPEC frames.md: A receiver MUST check the total of the chunks against its frame limit as each chunk
         #   arrives, and MUST answer an excess with CLOSE frame_too_large.
-        held = self._held.get(traffic_class, 0) + len(fragment.chunk)
-        if held > self.limit:
+        if (opened.size_bytes if opened else 0) + len(chunk) > self.limit:
             raise RemoteProtocolError(f"fragmented frame of over {self.limit} bytes", ErrorCode.FRAME_TOO_LARGE)
-        chunks = self._chunks.setdefault(traffic_class, [])
-        chunks.append(fragment.chunk)
         if fragment.end == FragmentEnd.MORE:
-            self._held[traffic_class] = held
-            self.open_classes.add(traffic_class)
+            if opened is None:
+                opened = self._open[traffic_class] = OpenFrame()
+            opened.chunks.append(chunk)
+            opened.size_bytes += len(chunk)
+            self.held_bytes += len(chunk)
             return None
         # SPEC frames.md: A receiver MUST accept fragmented frames that are short, as long as their chunks are
         #   legal.
-        body = b"".join(chunks)
+        if opened is None:
+            return chunk
         self._close(traffic_class)
-        return body
+        return b"".join((*opened.chunks, chunk))
 
     def _close(self, traffic_class: int) -> None:
-        del self._chunks[traffic_class]
-        self._held.pop(traffic_class, None)
-        self.open_classes.discard(traffic_class)
+        self.held_bytes -= self._open.pop(traffic_class).size_bytes

@@ -58,7 +58,7 @@ class FrameReader:
         touched: streams that `gather` put frames into, in order of first touch; the caller empties it.
         runs: ``(stream, first ordinal, frames, bytes of each)`` in the order of arrival; the caller empties it.
         ordinal: application messages counted so far: those gathered here, and those that the decoder counts.
-        open_classes: traffic classes in which a fragmented frame is open: no other frame of them may come.
+        open_classes: traffic class -> the fragmented frame that is open: no other frame of the class may come.
     """
 
     __slots__ = (
@@ -84,7 +84,7 @@ class FrameReader:
         self.touched: list[Any] = []
         self.runs: list[tuple[Any, int, int, int]] = []
         self.ordinal = 0
-        self.open_classes: set[int] = set()
+        self.open_classes: dict[int, Any] = {}
         self._data = b""
         self._offset = 0
         self._waiting: bytearray | None = None  # the beginning of a frame that is not complete yet

@@ -1,214 +1,268 @@
-"""The load generator, a process of its own: one closed loop for every system; only the servers differ.
+"""The load generator's process for all systems: `awesomeconnect.bench`, and measurements that use it again.
 
-    python -m tests.benchmarks.generator SYSTEM ADDRESS WORKLOAD SECONDS     (started by deliveries.py)
+    python -m tests.benchmarks.generator TASK            (started by compare.py)
 
-It connects everybody, runs a short warm-up and prints {"event": "ready"}. For the line that it then reads
-from stdin it publishes for SECONDS, waits until every member has received everything, and prints
-{"event": "done", ...}. Connections stay open until stdin ends, so that the server's memory can be read.
-
-Closed loop: publishers take turns; a batch of `pack` messages leaves in one send() as soon as that keeps at
-most `window` messages published and not yet received by every member. A member's own count as received.
-
-Nothing may be lost and nothing else may arrive. Deliveries of a workload all have one size, so a member's
-bytes tell its messages, and at the end they must be exact. One member per run also opens all that it receives
-and finds the payload in every message; the others only count bytes (for the relay: walk record lengths,
-without decryption), which keeps the generator from becoming the bottleneck.
+It connects everybody and prints {"event": "ready"}. For each line that it then reads from stdin it takes one
+measurement and prints {"event": "done", ...} with what it found, and "ready" again. Connections stay open until
+stdin ends. What goes wrong is {"event": "failed", ...}, and exit code 1.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
-import random
 import select
+import socket
 import sys
 import time
 from collections.abc import Callable
-from itertools import cycle, repeat
+from typing import Any, Protocol
 
+import attrs
+
+from awesomeconnect.bench.generator import WARM_UP_S, Job
+from awesomeconnect.bench.load import (
+    ALIVE_S,
+    CONNECT_S,
+    RECEIVE_BYTES,
+    STALL_S,
+    Client,
+    Closed,
+    Connect,
+    Limits,
+    LoadError,
+    Loop,
+    Stream,
+    describe,
+)
+from awesomeconnect.bench.rtt import RoundTrips
+from awesomeconnect.bench.workloads import ROOM, Workload
 from awesomeconnect.errors import AwesomeConnectError
+from awesomeconnect.identity import Identity, RelayAddress
+from awesomeconnect.wire.connection import ClientConnection
+from awesomeconnect.wire.messages import Hello, Incarnation, Welcome
 
-from .clients import Client, NatsClient, Refused
-from .workloads import ROOM, Workload
+from .clients import CLIENTS, ECHOING
+from .servers import raise_file_limit
 
-WARM_UP_S = 0.25
-STALL_S = 5.0
-RECEIVE_BYTES = 262_144
-
-
-class Lost(Exception):
-    """Deliveries did not arrive, or something else did."""
-
-
-def client_class(system: str) -> Callable[[str, str | None], Client]:
-    if system == "nats":
-        return NatsClient
-    from .relay_client import RelayClient  # not needed, and not loaded, for other systems
-
-    return RelayClient
+HERD = 64
+#: The relay asks after 25 s of silence; and what it is given to hear one sign of life.
+SIGNS_S = 8.0
+SIGN_S = 1e-4
 
 
-class Load:
-    """The connections of one workload and the loop over them."""
+@attrs.frozen
+class Task(Job):
+    """A job, which may be one of the `KINDS` that only comparisons need, beside `idle` further connections."""
 
-    def __init__(self, make: Callable[[str, str | None], Client], address: str, workload: Workload) -> None:
-        self._workload = workload
-        self._payload = random.Random(0).randbytes(workload.payload_bytes)
-        members = [make(address, ROOM) for _ in range(workload.members)]
-        outside = [make(address, None) for _ in range(workload.publishers)]
-        for client in (*members, *outside):
+    kind: str = ""
+    idle: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Task:
+        """A task from the JSON of `attrs.asdict`."""
+        fields = json.loads(text)
+        return cls(**{**fields, "workload": Workload(**fields["workload"])})
+
+
+class Measurement(Protocol):
+    """Everybody is connected when it is made."""
+
+    def run(self, limits: Limits) -> dict[str, Any]:
+        """Take one measurement."""
+
+
+class Herd:
+    """Nodes of the relay that come 64 at a time, as after its restart, and leave when they are let in."""
+
+    def __init__(self, _loop: Loop, _connect: Connect, address: str, _workload: Workload) -> None:
+        relay = RelayAddress.parse(address)
+        assert relay.host is not None, "benchmarks run over TCP"
+        self._place = relay.host, relay.port
+        self._key = relay.key
+
+    def run(self, limits: Limits) -> dict[str, Any]:
+        handshakes = 0
+        deadline = time.monotonic() + limits.seconds
+        while time.monotonic() < deadline:
+            self._come()
+            handshakes += HERD
+        return {"handshakes": handshakes}
+
+    def _come(self) -> None:
+        """In steps, each for all of them, so that the relay always has something to do."""
+        with contextlib.ExitStack() as stack:
+            nodes = []
+            for _ in range(HERD):
+                connected = stack.enter_context(socket.create_connection(self._place, CONNECT_S))
+                nodes.append((connected, ClientConnection(Identity.generate(), self._key)))
+            for connected, connection in nodes:
+                connected.sendall(connection.handshake_bytes())
+            hello = Hello(1, Incarnation(1, bytes(8)), 1)
+            for connected, connection in nodes:
+                while not connection.is_established:
+                    connection.receive(self._received(connected))
+                frames = connection.send(hello)
+                connected.sendall(connection.handshake_bytes() + frames)
+            for connected, connection in nodes:
+                while type(connection.next_message()) is not Welcome:
+                    connection.receive(self._received(connected))
+
+    def _received(self, connected: socket.socket) -> bytes:
+        data = connected.recv(RECEIVE_BYTES)
+        if not data:
+            raise Closed("the relay closed a connection")
+        return data
+
+
+class Growth:
+    """So many connections more in each measurement."""
+
+    def __init__(self, loop: Loop, connect: Connect, address: str, workload: Workload) -> None:
+        self._loop = loop
+        self._connect = connect
+        self._address = address
+        self._step = workload.members
+        self.run(Limits(0))
+
+    def run(self, limits: Limits) -> dict[str, Any]:
+        clients = [self._connect(self._address, None) for _ in range(self._step)]
+        for client in clients:  # all have settled when the slowest has
             client.settle()
-            client.socket.setblocking(False)
+            self._loop.listen(client)
+        return {"connections": len(clients)}
 
-        self._batch = members[0].messages(ROOM, self._payload, workload.pack)
-        delivery = members[0].delivery(ROOM, self._payload)
-        self._delivery_bytes, self._payload_at = len(delivery), delivery.index(self._payload)
-        self._batch_bytes = workload.pack * self._delivery_bytes  # as a member sees it
-        self._published_bytes = 0
-        self._received_bytes = [0] * workload.members
-        self._rest = b""  # the opening member's unfinished delivery
-        self._unsent: tuple[Client, memoryview] | None = None
 
-        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
+class Silence:
+    """Connections that only answer the relay's PINGs."""
+
+    def __init__(self, loop: Loop, connect: Connect, address: str, workload: Workload) -> None:
+        self._loop = loop
+        for _ in range(workload.members):
+            loop.listen(connect(address, None))
+
+    def run(self, limits: Limits) -> dict[str, Any]:
+        deadline = time.monotonic() + limits.seconds
+        while (left_s := deadline - time.monotonic()) > 0:
+            self._loop.turn(left_s)
+        return {}
+
+
+class Flood:
+    """Members of one room who send as much as their sockets take, whatever the server says, and read it all."""
+
+    def __init__(self, loop: Loop, connect: Connect, address: str, workload: Workload) -> None:
         self._epoll = select.epoll()
-        self._on_readable: dict[int, Callable[[], None]] = {}
-        for index, client in enumerate(members):
-            self._register(client, self._opener(client) if index == 0 else self._counter(index, client))
-        for client in outside:
-            self._register(client, self._listener(client))
-        # A publisher and its place in _received_bytes, where it has one.
-        inside = [(client, index) for index, client in enumerate(members)]
-        self._turns = cycle([(client, None) for client in outside] or inside)
+        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
+        members = [connect(address, ROOM) for _ in range(workload.members)]
+        self._batch = members[0].messages(ROOM, bytes(workload.payload_bytes), workload.pack)
+        self._unsent = {member.socket.fileno(): (member, memoryview(b"")) for member in members}
+        for member in members:
+            member.socket.setblocking(False)
+            self._epoll.register(member.socket, select.EPOLLIN | select.EPOLLOUT)
 
-    @property
-    def published(self) -> int:
-        return self._published_bytes // self._delivery_bytes
-
-    def run(self, seconds: float) -> None:
-        """Publish for `seconds`, then wait for the last delivery.
-
-        Raises:
-            Lost: the count of some member is not exact, or stood still for 5 s.
-            Refused: the server said so.
-        """
-        window_bytes = self._workload.window * self._delivery_bytes - self._batch_bytes
-        received_bytes, on_readable, poll = self._received_bytes, self._on_readable, self._epoll.poll
-        deadline = time.monotonic() + seconds
-        while True:
-            slowest = min(received_bytes)
-            if time.monotonic() < deadline:
-                while self._unsent is None and self._published_bytes - slowest <= window_bytes:
-                    self._publish()
-                    slowest = min(received_bytes)
-            elif slowest >= self._published_bytes and self._unsent is None:
-                break
-            events = poll(STALL_S)
-            if not events:
-                break
-            for descriptor, event in events:
+    def run(self, limits: Limits) -> dict[str, Any]:
+        received_bytes = 0
+        deadline = time.monotonic() + limits.seconds
+        while time.monotonic() < deadline:
+            for descriptor, event in self._epoll.poll(STALL_S):
+                member, unsent = self._unsent[descriptor]
+                if event & select.EPOLLIN:
+                    received = member.socket.recv_into(self._buffer)
+                    if not received:
+                        raise Closed("the server closed a connection")
+                    received_bytes += received
                 if event & select.EPOLLOUT:
-                    self._send_rest()
-                if event & ~select.EPOLLOUT:
-                    on_readable[descriptor]()
-        if set(received_bytes) != {self._published_bytes}:
-            behind = [self._published_bytes - count for count in received_bytes]
-            raise Lost(
-                f"{self.published} messages of {self._delivery_bytes} bytes published; members are between "
-                f"{min(behind)} and {max(behind)} bytes behind"
-            )
-
-    def _publish(self) -> None:
-        client, member = next(self._turns)
-        self._published_bytes += self._batch_bytes
-        if member is not None:
-            self._received_bytes[member] += self._batch_bytes
-        self._send(client, memoryview(client.seal(self._batch)))
-
-    def _send(self, client: Client, data: memoryview) -> None:
-        try:
-            sent = client.socket.send(data)
-        except BlockingIOError:
-            sent = 0
-        if sent < len(data):
-            self._unsent = client, data[sent:]
-            self._epoll.modify(client.socket, select.EPOLLIN | select.EPOLLOUT)
-
-    def _send_rest(self) -> None:
-        assert self._unsent is not None
-        client, data = self._unsent
-        self._unsent = None
-        self._epoll.modify(client.socket, select.EPOLLIN)
-        self._send(client, data)
-
-    def _register(self, client: Client, on_readable: Callable[[], None]) -> None:
-        self._epoll.register(client.socket, select.EPOLLIN)
-        self._on_readable[client.socket.fileno()] = on_readable
-
-    def _counter(self, index: int, client: Client) -> Callable[[], None]:
-        received_bytes, receive, buffer = self._received_bytes, self._receive, self._buffer
-        measure, recv_into = client.measure, client.socket.recv_into
-
-        def count() -> None:
-            received_bytes[index] += measure(buffer[: receive(recv_into)])
-
-        return count
-
-    def _opener(self, client: Client) -> Callable[[], None]:
-        """The first member, which looks into what it gets."""
-
-        def check() -> None:
-            data = client.open(self._buffer[: self._receive(client.socket.recv_into)])
-            self._received_bytes[0] += len(data)
-            data = self._rest + data
-            whole = len(data) - len(data) % self._delivery_bytes
-            payloads_at = range(self._payload_at, whole, self._delivery_bytes)
-            if not all(map(data.startswith, repeat(self._payload), payloads_at)):
-                raise Lost(f"something else than deliveries arrived: {data[:200]!r}")
-            self._rest = data[whole:]
-
-        return check
-
-    def _listener(self, client: Client) -> Callable[[], None]:
-        return lambda: client.hear(self._buffer[: self._receive(client.socket.recv_into)])
-
-    def _receive(self, recv_into: Callable[[memoryview], int]) -> int:
-        count = recv_into(self._buffer)
-        if not count:
-            raise Refused("the server closed a connection")
-        return count
+                    unsent = unsent or memoryview(member.seal(self._batch))
+                    self._unsent[descriptor] = member, unsent[member.socket.send(unsent) :]
+        return {"received_bytes": received_bytes}
 
 
-def _tell(**event: object) -> None:
-    print(json.dumps(event), flush=True)
+KINDS: dict[str, Callable[[Loop, Connect, str, Workload], Measurement]] = {
+    "stream": Stream,
+    "rtt": RoundTrips,
+    "herd": Herd,
+    "growth": Growth,
+    "silence": Silence,
+    "flood": Flood,
+}
+
+
+#: Kinds whose connections must be told nothing but messages while they are measured.
+SPEAKING = ("stream", "rtt")
+
+
+class Generator:
+    """The connections of a task, and their signs of life, which come between measurements, not during them."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._kind = task.kind or str(task.workload.kind)
+        self._clients: list[Client] = []
+        self._signs_at = time.monotonic() + SIGNS_S
+        self._loop = Loop()
+        idle = [self._connect(task.address, None) for _ in range(task.idle)]
+        for client in idle:
+            client.settle()
+            self._loop.listen(client)
+        self._measurement = KINDS[self._kind](self._loop, self._connect, task.address, task.workload)
+        self._signs_at = 0.0
+        self.rest()
+        if self._kind in SPEAKING:
+            self._measurement.run(Limits(WARM_UP_S, rate=task.rate))
+
+    def _connect(self, address: str, room: str | None) -> Client:
+        client = CLIENTS[self._task.system](address, room, **self._task.options)
+        self._clients.append(client)
+        if time.monotonic() >= self._signs_at:  # thousands of connections take their time
+            for silent in self._clients:
+                silent.socket.sendall(silent.sign_of_life())
+            self._signs_at = time.monotonic() + SIGNS_S
+        return client
+
+    def measure(self) -> dict[str, Any]:
+        """One measurement, and what it took."""
+        cpu_s, wall_s = time.process_time(), time.perf_counter()
+        found = self._measurement.run(Limits(self._task.seconds, self._task.messages, self._task.rate))
+        found |= {"cpu_s": time.process_time() - cpu_s, "wall_s": time.perf_counter() - wall_s}
+        if self._kind == "stream" and self._task.system in ECHOING and not self._task.workload.publishers:
+            found["deliveries"] += found["messages"]
+        return found
+
+    def rest(self) -> None:
+        """Say now what would be due during the next measurement, and wait until the server has heard it."""
+        if self._kind in SPEAKING and time.monotonic() >= self._signs_at:
+            self._loop.tick(time.monotonic() + ALIVE_S, 0)
+            time.sleep(SIGN_S * len(self._clients))
+            self._signs_at = time.monotonic() + SIGNS_S
+
+
+def _tell(event: str, **fields: object) -> None:
+    print(json.dumps({"event": event, **fields}), flush=True)
 
 
 def main() -> None:
-    system, address, workload_json, seconds = sys.argv[1:]
-    workload = Workload(**json.loads(workload_json))
-    load = Load(client_class(system), address, workload)
-    load.run(WARM_UP_S)
-    gc.collect()
-    gc.disable()
-    _tell(event="ready")
-    if not sys.stdin.readline():
-        return
-    before, cpu_s, wall_s = load.published, time.process_time(), time.perf_counter()
-    load.run(float(seconds))
-    messages = load.published - before
-    _tell(
-        event="done",
-        messages=messages,
-        deliveries=messages * workload.deliveries_per_message,
-        cpu_s=time.process_time() - cpu_s,
-        wall_s=time.perf_counter() - wall_s,
-    )
-    sys.stdin.read()
+    """Do the task that the command line holds."""
+    raise_file_limit()
+    try:
+        generator = Generator(Task.parse(sys.argv[1]))
+        gc.collect()
+        gc.disable()
+        _tell("ready")
+        while True:
+            while not select.select([sys.stdin], [], [], SIGNS_S)[0]:
+                generator.rest()
+            if not sys.stdin.readline():
+                break
+            _tell("done", **generator.measure())
+            generator.rest()
+            _tell("ready")
+    except (LoadError, OSError, AwesomeConnectError) as error:
+        _tell("failed", **describe(error))
+        os._exit(1)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (Lost, Refused, OSError, AwesomeConnectError) as error:
-        _tell(event="failed", reason=f"{type(error).__name__}: {error}")
-        os._exit(1)
+    main()

@@ -9,18 +9,21 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
 
+from awesomeconnect.bench import processes
+from awesomeconnect.bench.processes import Cores
+
 STOP_S = 10
-Cores = frozenset[int]
 
 
 class Absent(Exception):
@@ -45,16 +48,13 @@ class Server:
     process: subprocess.Popen[str]
 
     def cpu_ns(self) -> int:
-        """CPU time, user and system, of all threads, living and dead.
+        return processes.cpu_ns(self.process.pid)
 
-        It is what utime + stime of /proc/PID/stat count in ticks of 10 ms, in nanoseconds: the process's CPU
-        clock as clock_getcpuclockid(3) names it.
-        """
-        return time.clock_gettime_ns(~self.process.pid << 3 | 2)
+    def waited_ns(self) -> int:
+        return processes.waited_ns(self.process.pid)
 
     def rss_bytes(self) -> int:
-        resident_pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
-        return int(resident_pages) * os.sysconf("SC_PAGE_SIZE")
+        return processes.rss_bytes(self.process.pid)
 
 
 @attrs.frozen
@@ -84,8 +84,7 @@ class System:
                 stderr=log if self.ready_on_stdout else subprocess.PIPE,
                 text=True,
                 env={**os.environ, "XDG_STATE_HOME": directory},
-                # Before exec: Go sizes its scheduler by the cores it sees when it starts.
-                preexec_fn=lambda: os.sched_setaffinity(0, on),
+                preexec_fn=lambda: _prepare(on),
             )
             stack.callback(_stop, process)
             lines: list[str] = []
@@ -96,6 +95,18 @@ class System:
                     return
             log.seek(0)
             raise Failed(f"{self.name} ended before it was ready: {''.join(lines)}{log.read()}".strip())
+
+
+def raise_file_limit() -> None:
+    """Thousands of connections are thousands of descriptors."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _prepare(on: Cores) -> None:
+    """In the new process, before exec: Go sizes its scheduler by the cores that it sees when it starts."""
+    os.sched_setaffinity(0, on)
+    raise_file_limit()
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
@@ -129,18 +140,29 @@ def _relay_ready(lines: list[str]) -> str | None:
     return str(event["addresses"][0]) if event.get("event") == "ready" else None
 
 
-# ---- nats-server ---------------------------------------------------------------------------------------
+# ---- others --------------------------------------------------------------------------------------------
 
 
-def _nats_binary() -> str:
-    binary = shutil.which("nats-server") or shutil.which("nats-server", path="/usr/sbin:/usr/local/sbin")
+def _binary(name: str, package: str) -> str:
+    binary = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if binary is None:
-        raise Absent("nats-server is not installed (Debian package nats-server)")
+        raise Absent(f"{name} is not installed (Debian package {package})")
     return binary
 
 
-def _nats_version() -> str:
-    return subprocess.run([_nats_binary(), "--version"], capture_output=True, text=True).stdout.split()[-1]
+def _version_of(name: str, package: str, *arguments: str) -> str:
+    result = subprocess.run([_binary(name, package), *arguments], capture_output=True, text=True, check=False)
+    found = re.search(r"\d+\.\d+\.\d+", result.stdout + result.stderr)
+    return found[0] if found else "unknown"
+
+
+def _free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return str(listener.getsockname()[1])
+
+
+def _nats_command(_directory: Path) -> list[str]:
+    return [_binary("nats-server", "nats-server"), "-a", "127.0.0.1", "-p", "-1"]
 
 
 def _nats_ready(lines: list[str]) -> str | None:
@@ -148,6 +170,39 @@ def _nats_ready(lines: list[str]) -> str | None:
         return None
     found = re.search(r"Listening for client connections on (\S+)", "".join(lines))
     return found[1] if found else None
+
+
+def _redis_command(_directory: Path) -> list[str]:
+    """Nothing on disk, and no end of patience with slow subscribers."""
+    return [
+        *(_binary("redis-server", "redis-server"), "--bind", "127.0.0.1", "--port", _free_port()),
+        *("--save", "", "--appendonly", "no", "--maxclients", "10000"),
+        *("--client-output-buffer-limit", "pubsub 0 0 0"),
+    ]
+
+
+def _redis_ready(lines: list[str]) -> str | None:
+    if "Ready to accept connections" not in lines[-1]:
+        return None
+    found = re.search(r"port=(\d+)", "".join(lines))
+    return f"127.0.0.1:{found[1]}" if found else None
+
+
+def _mosquitto_command(directory: Path) -> list[str]:
+    """Nothing on disk, nothing dropped, no Nagle; and few words, since nobody reads on after the ready line."""
+    configuration = directory / "mosquitto.conf"
+    configuration.write_text(
+        f"listener {_free_port()} 127.0.0.1\nallow_anonymous true\npersistence false\nset_tcp_nodelay true\n"
+        "max_queued_messages 0\nlog_type information\nconnection_messages false\n"
+    )
+    return [_binary("mosquitto", "mosquitto"), "-c", str(configuration)]
+
+
+def _mosquitto_ready(lines: list[str]) -> str | None:
+    if not lines[-1].rstrip().endswith("running"):
+        return None
+    found = re.search(r"listen socket on port (\d+)", "".join(lines))
+    return f"127.0.0.1:{found[1]}" if found else None
 
 
 RELAY = System(
@@ -159,10 +214,28 @@ RELAY = System(
 )
 NATS = System(
     name="nats",
-    command=lambda directory: [_nats_binary(), "-a", "127.0.0.1", "-p", "-1"],
-    version=_nats_version,
+    command=_nats_command,
+    version=lambda: _version_of("nats-server", "nats-server", "--version"),
     ready_on_stdout=False,
     parse_ready=_nats_ready,
+)
+REDIS = System(
+    name="redis",
+    command=_redis_command,
+    version=lambda: _version_of("redis-server", "redis-server", "--version"),
+    ready_on_stdout=True,
+    parse_ready=_redis_ready,
+)
+MOSQUITTO = System(
+    name="mosquitto",
+    command=_mosquitto_command,
+    version=lambda: _version_of("mosquitto", "mosquitto", "-h"),
+    ready_on_stdout=False,
+    parse_ready=_mosquitto_ready,
+)
+#: Our relay, which also measures the passes of its scheduler.
+PASSES = attrs.evolve(
+    RELAY, command=lambda directory: [sys.executable, "-m", "tests.benchmarks.passes", str(directory / "relay.key")]
 )
 
 
@@ -171,4 +244,4 @@ def relay_with(name: str, arguments: list[str]) -> System:
     return attrs.evolve(RELAY, name=name, command=lambda directory: [*_relay_command(directory), *arguments])
 
 
-SYSTEMS = {system.name: system for system in (RELAY, NATS)}
+SYSTEMS = {system.name: system for system in (RELAY, NATS, REDIS, MOSQUITTO)}

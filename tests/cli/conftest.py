@@ -127,13 +127,13 @@ def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def run(relay: str) -> Callable[..., tuple[int, bytes, str]]:
     """Runs one command against the relay to its end: exit code, stdout, stderr."""
 
-    def run(*arguments: str, stdin: bytes = b"") -> tuple[int, bytes, str]:
+    def run(*arguments: str, stdin: bytes = b"", **environment: str) -> tuple[int, bytes, str]:
         ended = subprocess.run(
             [sys.executable, "-m", "awesomeconnect", *arguments],
             input=stdin,
             capture_output=True,
             timeout=PATIENCE_S,
-            env={**os.environ, "AWESOMECONNECT_RELAY": relay},
+            env={**os.environ, "AWESOMECONNECT_RELAY": relay, **environment},
             check=False,
         )
         return ended.returncode, ended.stdout, ended.stderr.decode()

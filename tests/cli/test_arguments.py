@@ -15,7 +15,21 @@ from awesomeconnect.cli.exits import ExitCode, explain
 from awesomeconnect.cli.text import attributes_text, json_line, safe
 from awesomeconnect.errors import AddressError, ConnectFailed, KeyFileError, NoSuchPeer, RelayKeyMismatch
 
-COMMANDS = ["serve", "key", "key new", "key show", "pub", "sub", "send", "recv", "who", "ping", "demo", "bounds"]
+COMMANDS = [
+    "serve",
+    "key",
+    "key new",
+    "key show",
+    "pub",
+    "sub",
+    "send",
+    "recv",
+    "who",
+    "ping",
+    "demo",
+    "bench",
+    "bounds",
+]
 ADDRESS = f"ac://{'ab' * 32}@localhost"
 
 

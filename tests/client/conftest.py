@@ -10,7 +10,6 @@ import anyio
 import pytest
 
 from awesomeconnect.client import ClientSettings, Node, connect
-from awesomeconnect.server import supervisor
 from tests.support.relay import PATIENCE_S, ThreadedRelay
 from tests.support.scripted import ScriptedRelay
 
@@ -32,11 +31,6 @@ async def patiently(connecting: AbstractAsyncContextManager[Node]) -> AsyncItera
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     backend: str = request.param
     return backend
-
-
-@pytest.fixture(autouse=True)
-def _leave_the_garbage_collector_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "collect_rarely", lambda: None)
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ class Wire:
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
-        self._fragments = Reassembler(1 << 21, set())
+        self._fragments = Reassembler(1 << 21, {})
         self.messages: list[Message] = []
 
     def take(self, records: int = 1_000, limit: int = 65_519) -> list[Message]:

@@ -12,7 +12,7 @@ import trio.testing
 
 from awesomeconnect.config import RelaySettings
 from awesomeconnect.identity import Identity
-from awesomeconnect.server import Relay, supervisor
+from awesomeconnect.server import Relay
 from awesomeconnect.wire.framing import FRAME_OVERHEAD_BYTES
 from awesomeconnect.wire.messages import Incarnation, RoomIntent
 from tests.support.memory import MemoryTransport, memory_pair
@@ -33,11 +33,6 @@ def _run(main: Callable[[], Awaitable[Any]], **options: Any) -> Any:
 
 #: Runs a test in virtual time, which jumps when everybody waits, and in the same order each time.
 in_virtual_time = pytest.mark.trio(run=_run)
-
-
-@pytest.fixture(autouse=True)
-def _leave_the_garbage_collector_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "collect_rarely", lambda: None)
 
 
 class House:

@@ -224,6 +224,7 @@ async def test_keepalive(open_house: Opener) -> None:
     assert house.relay.events == {"keepalive_timeouts": 1}
     await node.expect_end()
     assert trio.current_time() - began == pytest.approx(65, abs=2.5)
+    await trio.testing.wait_all_tasks_blocked()
     assert not house.relay.sessions
 
 

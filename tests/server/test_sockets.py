@@ -137,6 +137,24 @@ async def test_draining_ends_serving(opened: list[socket.socket]) -> None:
     assert not relay.sessions
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_DEFER_ACCEPT"), reason="of Linux")
+@pytest.mark.trio
+async def test_a_connection_without_a_byte_is_accepted_late(
+    opened: list[socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "DEFER_S", 60)
+    opened += open_listeners("127.0.0.1:0")
+    silent, speaking = (socket.create_connection(opened[0].getsockname()) for _ in range(2))
+    with silent, speaking:
+        speaking.send(b"A")
+        await trio.lowlevel.wait_readable(opened[0])
+        accepted, address = opened[0].accept()
+        accepted.close()
+        assert address == speaking.getsockname()
+        with pytest.raises(BlockingIOError):
+            opened[0].accept()
+
+
 # ---- accept ------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from awesomeconnect.errors import ContractError
 from awesomeconnect.shaping.ats import NS_PER_S, Scheduler, SchedulerGroup
 from awesomeconnect.shaping.bounds import Bound, Flow, LinkContract, OverCommitted, delay_bounds
 from awesomeconnect.shaping.egress import Egress, EgressLimits
-from awesomeconnect.wire.fragments import Reassembler
+from awesomeconnect.wire.fragments import OpenFrame, Reassembler
 from awesomeconnect.wire.framing import FRAGMENT_ABOVE_BYTES, LENGTH_BYTES
 from awesomeconnect.wire.messages import Deliver, Fragment, Mode, Role, decode_body, encode_frame
 from awesomeconnect.wire.records import OVERHEAD_BYTES
@@ -317,7 +317,7 @@ def drained(link_bytes_per_s: int, messages: list[Message]) -> tuple[dict[int, F
         The longest delay of each class in ns, and the most bytes of lower classes that a message saw leave.
     """
     egress = Egress(EgressLimits())
-    open_classes: set[int] = set()
+    open_classes: dict[int, OpenFrame] = {}
     reassembler = Reassembler(1 << 21, open_classes)
     waiting = deque(sorted(messages))
     queued: list[deque[tuple[Sent, int]]] = [deque() for _ in range(8)]

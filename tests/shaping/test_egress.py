@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 from awesomeconnect.errors import ErrorCode
 from awesomeconnect.shaping.egress import CLASSES, CONTROL, Egress, EgressLimits
-from awesomeconnect.wire.fragments import CHUNK_BYTES, FRAGMENT_HEAD_BYTES, Reassembler
+from awesomeconnect.wire.fragments import CHUNK_BYTES, FRAGMENT_HEAD_BYTES, OpenFrame, Reassembler
 from awesomeconnect.wire.framing import FRAGMENT_ABOVE_BYTES, LENGTH_BYTES
 from awesomeconnect.wire.messages import (
     Deliver,
@@ -76,7 +76,7 @@ class Receiver:
     """Reads records as the other side does: whole messages, each with its class, in order of completion."""
 
     def __init__(self) -> None:
-        self._open: set[int] = set()
+        self._open: dict[int, OpenFrame] = {}
         self._reassembler = Reassembler(1 << 30, self._open)
 
     def read(self, record: bytes) -> Iterator[tuple[int, int, Item | None]]:

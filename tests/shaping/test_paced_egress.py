@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from awesomeconnect.shaping.egress import Egress, EgressLimits
-from awesomeconnect.wire.fragments import FRAGMENT_HEAD_BYTES, Reassembler
+from awesomeconnect.wire.fragments import FRAGMENT_HEAD_BYTES, OpenFrame, Reassembler
 from awesomeconnect.wire.framing import FRAGMENT_ABOVE_BYTES
 from awesomeconnect.wire.messages import (
     Deliver,
@@ -43,7 +43,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
-        self._open: set[int] = set()
+        self._open: dict[int, OpenFrame] = {}
         self._reassembler = Reassembler(1 << 30, self._open)
 
     def feed(self, record: bytes) -> None:

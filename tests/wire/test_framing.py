@@ -254,10 +254,10 @@ class TestGather:
     @pytest.mark.parametrize("take", [FrameReader.gather, FrameReader.next_frame])
     def test_nothing_inside_a_fragmented_frame_of_the_class(self, take: object) -> None:
         reader, stream = bound()
-        reader.open_classes.add(stream.traffic_class + 1)
+        reader.open_classes[stream.traffic_class + 1] = None
         reader.feed([publish()])
         assert not isinstance(take(reader), bytes)  # type: ignore[operator]
-        reader.open_classes.add(stream.traffic_class)
+        reader.open_classes[stream.traffic_class] = None
         reader.feed([publish()])
         with pytest.raises(RemoteProtocolError, match="inside a fragmented frame"):
             take(reader)  # type: ignore[operator]
