@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 import trio
 import trio.testing
 
-from awesomeconnect.server import supervisor
-
 T = TypeVar("T")
 
 
@@ -36,7 +34,6 @@ def _seeded(seed: int) -> Iterator[None]:
         (core, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
         (core, "_r", source(seed, "scheduler")),
         (os, "urandom", source(seed, "urandom").randbytes),  # ephemeral keys
-        (supervisor, "collect_rarely", lambda: None),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _value in replaced]
     gc.collect()
