@@ -72,10 +72,15 @@ class PresenceChange:
 
 @frozen
 class Connected:
-    """The node is connected. A new ``epoch`` means that the relay has started anew."""
+    """The node is connected. A new ``epoch`` means that the relay has started anew.
+
+    Attributes:
+        connection: its number, as in receipts.
+    """
 
     relay: RelayAddress
     epoch: bytes
+    connection: int
 
 
 @frozen
@@ -84,6 +89,7 @@ class Moved:
 
     relay: RelayAddress
     epoch: bytes
+    connection: int
     left: RelayAddress
 
 

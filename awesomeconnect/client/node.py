@@ -752,8 +752,8 @@ class Node:
         for traffic_class in range(TrafficClass.CONTROL):
             if self._inbox.paused >> traffic_class & 1:
                 self._tell(Pause(None, traffic_class))
-        epoch = link.welcome.epoch
-        self._events.add(Moved(link.address, epoch, before) if before else Connected(link.address, epoch))
+        where = link.address, link.welcome.epoch, link.number
+        self._events.add(Moved(*where, before) if before else Connected(*where))
         self._changed.notify()
 
     def _down(self) -> None:
@@ -841,9 +841,8 @@ class Node:
         self._refused(self._outbox.verdicts, message)
 
     def _refused(self, verdicts: Verdicts, message: Reject) -> None:
-        refused, flow = verdicts.judge(message)
-        is_request = flow is not None and flow.content in (Content.REQUEST, Content.SEALED)
-        if is_request and self._requests.refuse(refused, verdicts.connection):
+        refused, _flow = verdicts.judge(message)
+        if self._requests.refuse(refused, verdicts.connection) == message.count:
             return
         if self._reliable.on_reject(refused, verdicts):
             return

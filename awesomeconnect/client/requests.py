@@ -67,14 +67,14 @@ class Requests:
             request.answer.fail(RequestFailed(body.decode(errors="replace")))
         return True
 
-    def refuse(self, refused: Refused, connection: int) -> bool:
-        """Tell the requests among refused messages of a connection; False when there are none."""
-        told = False
+    def refuse(self, refused: Refused, connection: int) -> int:
+        """Tell the requests among refused messages of a connection; how many there are."""
+        told = 0
         for request in self._waiting.values():
             receipt = request.receipt
             if receipt is not None and receipt.connection == connection and receipt.ordinal in refused.ordinals:
                 request.answer.fail(refused)
-                told = True
+                told += 1
         return told
 
     def broke(self) -> None:

@@ -53,10 +53,8 @@ class Watch:
             self._has_begun = True
             await self._lister.begin_watch(self)
         while not self._is_over:
-            change = self._next()
-            if self._is_stale:
-                change = await self._list()
-            elif change is None:
+            change = await self._list() if self._is_stale else self._next()
+            if change is None and not self._is_stale:
                 await self._changed.wait()
             if change is not None and (self._is_first or change.joined or change.left):
                 self._is_first = False

@@ -428,6 +428,8 @@ class OutgoingStream:
             for entry in self._between(sequence, sequence):
                 self._settle(entry, Outcome.UNKNOWN if entry.may_have_arrived else Outcome.EXPIRED)
                 self.owes_mark |= bool(self._held_to)  # the receiver may wait for this one
+        if self._blocked_until_ms <= now_ms:
+            self._blocked_until_ms = 0
         if not self._sent_messages:
             self._timeout_at_ms = None
         elif self._timeout_at_ms is not None and self._timeout_at_ms <= now_ms:

@@ -33,12 +33,17 @@ _SWEEP_MS = 1_000
 
 
 class _Sender:
-    """A node that has sent to this one."""
+    """A node that has sent to this one.
 
-    __slots__ = ("incarnation", "streams")
+    Attributes:
+        keep_until_ms: until when segments of its earlier incarnations may still come.
+    """
 
-    def __init__(self, incarnation: bytes) -> None:
+    __slots__ = ("incarnation", "keep_until_ms", "streams")
+
+    def __init__(self, incarnation: bytes, keep_until_ms: int = 0) -> None:
         self.incarnation = incarnation
+        self.keep_until_ms = keep_until_ms
         self.streams: dict[int, IncomingStream] = {}
 
 
@@ -287,6 +292,7 @@ class Unicast:
     ) -> IncomingStream | None:
         """The stream that a segment belongs to; None: it is refused."""
         sender = self._senders.get(key)
+        keep_until_ms = 0
         if sender is not None and sender.incarnation != incarnation:
             # SPEC reliable.md: A receiver MUST remember for each sender and scope the greatest incarnation from
             #   which it has taken a segment or mark.
@@ -297,6 +303,9 @@ class Unicast:
                 return None
             # SPEC reliable.md: A receiver that learns of a greater incarnation MUST forget what it knows of the
             #   streams of the lower one in that scope.
+            # SPEC reliable.md: A receiver MUST remember a greater incarnation for at least as long as it would have
+            #   remembered the streams of the lower one.
+            keep_until_ms = max(sender.keep_until_ms, *(one.forget_at_ms for one in sender.streams.values()))
             self._forget_sender(key)
             sender = None
         stream = None if sender is None else sender.streams.get(traffic_class)
@@ -309,12 +318,14 @@ class Unicast:
             # SPEC reliable.md: A receiver that knows nothing of a stream MUST begin it at the base of the first
             #   segment or mark.
             stream = IncomingStream(key, traffic_class, incarnation, base, self._settings)
-            self._senders.setdefault(key, _Sender(incarnation)).streams[traffic_class] = stream
+            self._senders.setdefault(key, _Sender(incarnation, keep_until_ms)).streams[traffic_class] = stream
             self._incoming += 1
         return stream
 
     def _is_forgotten(self, sender: _Sender, now_ms: int) -> bool:
-        return all(stream.forget_at_ms <= now_ms for stream in sender.streams.values())
+        return sender.keep_until_ms <= now_ms and all(
+            stream.forget_at_ms <= now_ms for stream in sender.streams.values()
+        )
 
     def _forget_sender(self, key: bytes) -> None:
         for stream in self._senders.pop(key).streams.values():

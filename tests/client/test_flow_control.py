@@ -6,7 +6,14 @@ import anyio
 import pytest
 
 from awesomeconnect.client import Paused, Resumed
-from awesomeconnect.errors import NoMembers, OutcomeUnknown, PayloadTooLarge, RequestTimeout
+from awesomeconnect.errors import (
+    ErrorCode,
+    NoMembers,
+    OutcomeUnknown,
+    PayloadTooLarge,
+    ReceiverGone,
+    RequestTimeout,
+)
 from awesomeconnect.wire.messages import (
     Content,
     Deliver,
@@ -309,6 +316,22 @@ async def test_a_refused_request_is_not_told_by_flush(script: ScriptedRelay, pla
         await script.expect(Send)
         script.say(Reject(1, 1, 32))
         await node.flush()
+
+
+async def test_a_message_refused_with_a_request_is_told_by_flush(script: ScriptedRelay, play: Connect) -> None:
+    async with play() as node, anyio.create_task_group() as tasks:
+
+        async def ask() -> None:
+            with pytest.raises(ReceiverGone):
+                await node.request(PEER, b"?")
+
+        tasks.start_soon(ask)
+        await script.expect(Send)
+        await node.send(PEER, b".")
+        await script.expect(Send)
+        script.say(Reject(1, 2, ErrorCode.RECEIVER_GONE))
+        with pytest.raises(ReceiverGone):
+            await node.flush()
 
 
 async def test_a_refusal_after_the_timeout_is_told_by_flush(script: ScriptedRelay, play: Connect) -> None:

@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from awesomeconnect.errors import ErrorCode
-from awesomeconnect.reliable.segments import Ack
+from awesomeconnect.reliable.receiver import Arrival
+from awesomeconnect.reliable.segments import Ack, Segment
 from awesomeconnect.reliable.sender import Outcome
 from awesomeconnect.reliable.settings import ReliableSettings
 from awesomeconnect.reliable.unicast import BUSY, NOT_OFFERED, STALE
+from awesomeconnect.wire.parts import Content
 from tests.reliable.world import KEYS, World
 
 nodes = st.integers(0, 1)
@@ -268,3 +270,33 @@ def test_bogus_acks_are_ignored() -> None:
         streams.on_ack(KEYS[1], ack, 0)
     assert message is not None
     assert message.outcome is None
+
+
+def test_a_pause_that_is_over_does_not_wake_a_stream_without_a_connection() -> None:
+    world = World()
+    world.cut(1)
+    world.post(0, expires_ms=10)
+    world.deliver(0, 1)  # refused: nobody is there
+    world.wait(20)  # expired: the stream is idle
+    world.cut(0)
+    world.wait(5_000)
+    world.post(0)
+    world.wait(5_000)
+    assert world.parties[0].streams.next_ms > world.now_ms
+
+
+def test_an_older_process_is_not_heard_again_soon_after_a_newer_one() -> None:
+    world = World()
+    receiver = world.parties[1].streams
+
+    def bring(incarnation: bytes, expires_ms: int) -> list[Arrival]:
+        segment = Segment(incarnation, 1, 1, expires_ms, Content.APPLICATION, b"")
+        return receiver.on_segment(KEYS[0], 1, segment, world.now_ms)
+
+    old, new = bytes(16), bytes([1] * 16)
+    assert bring(old, 10_000)
+    assert bring(new, 100)
+    world.wait(15_000)  # the newer one alone could be forgotten
+    assert not bring(old, 10_000)
+    world.wait(10_000)
+    assert bring(old, 10_000)
