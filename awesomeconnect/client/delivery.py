@@ -14,6 +14,8 @@ from awesomeconnect.errors import (
 )
 from awesomeconnect.reliable.sender import Outcome
 
+_DELIVERED = Outcome.DELIVERED
+
 
 class Delivery:
     """A reliable message that was handed to the library. `wait` for its end, or leave it to `Node.flush`.
@@ -92,8 +94,9 @@ class Delivery:
     def settled(self, outcome: Outcome, code: int) -> None:
         """It has ended."""
         self.outcome, self.code = outcome, code
-        self.is_held |= outcome is Outcome.DELIVERED
         if self._changed is not None:
             self._changed.notify()
-        if not self._is_watched and (error := self.error) is not None:
+        if outcome is _DELIVERED:
+            self.is_held = True
+        elif not self._is_watched and (error := self.error) is not None:
             self._on_failure(error)

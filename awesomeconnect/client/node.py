@@ -410,7 +410,8 @@ class Node:
 
         Raises:
             Refused: one refusal since the last flush.
-            OutcomeUnknown: a connection broke first.
+            OutcomeUnknown: a connection broke first; or a reliable message was not acknowledged.
+            Expired, Declined: a reliable message that nobody waited for was not delivered.
             ExceptionGroup: of these, when there are several.
             LinkError: there will be no connection any more, and something was not sent.
         """

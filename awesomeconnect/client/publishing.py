@@ -139,9 +139,13 @@ class Publisher:
             else:
                 return
 
-    async def take_turns(self, size: int = 0) -> None:
-        """Let others run when this much more was handed over since they last did."""
-        self._turn_bytes += size
+    def is_turn_over(self, size: int) -> bool:
+        """Whether others should run, now that this much more was handed over: call `take_turns`."""
+        self._turn_bytes += size + MESSAGE_COST_BYTES
+        return self._turn_bytes > TURN_BYTES
+
+    async def take_turns(self) -> None:
+        """Let others run if it is time."""
         if self._turn_bytes > TURN_BYTES:
             self._turn_bytes = 0
             await anyio.lowlevel.checkpoint()

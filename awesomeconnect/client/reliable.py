@@ -90,6 +90,7 @@ class Reliable:
         self._check_open = check_open
         self._wake = Signal()
         self._wakes_ms: int | None = None  # when the task looks again by itself
+        self._is_awake = True  # ... or does so now
         self._freed = Signal()
         self._held_up = Signal()
         self._consumer = 0  # the task that iterates over the node
@@ -133,11 +134,13 @@ class Reliable:
         flow = self._publisher.to_peer(peer, traffic_class, Content.RELIABLE)
         if is_sealed:
             self._sealing.check(peer)
-        await self._publisher.take_turns(len(payload))
+        size = len(payload)
+        if self._publisher.is_turn_over(size):
+            await self._publisher.take_turns()
         while True:
             self._check_open()
-            self._publisher.check_size(flow, len(payload) + SEGMENT_BYTES + is_sealed * OVERHEAD_BYTES)
-            if self.endpoint.has_room(len(payload)):
+            self._publisher.check_size(flow, size + SEGMENT_BYTES + is_sealed * OVERHEAD_BYTES)
+            if self.endpoint.has_room(size):
                 break
             await self._freed.wait()
         delivery = Delivery(flow.about, on_failure or self._problems.append)
@@ -359,7 +362,9 @@ class Reliable:
         while not self._is_over:
             if not self.endpoint.is_waiting:
                 self._wakes_ms = self.endpoint.next_ms
+                self._is_awake = False
                 await self._wait_until(self._wakes_ms)
+                self._is_awake = True
             self.flush()
 
     async def run_on(self) -> None:
@@ -384,7 +389,10 @@ class Reliable:
 
     def _look(self) -> None:
         """Wake the task if it has something to do earlier than it knows."""
+        if self._is_awake:
+            return  # it looks before it sleeps
         if self.endpoint.is_waiting or (
             (next_ms := self.endpoint.next_ms) is not None and (self._wakes_ms is None or next_ms < self._wakes_ms)
         ):
+            self._is_awake = True
             self._wake.notify()

@@ -111,12 +111,15 @@ class IncomingStream:
         Args:
             room_bytes: what may be buffered out of order.
         """
-        self._used(segment.expires_ms, now_ms)
-        arrivals = self._raise_base(segment.base) if segment.base > self.next else []
-        sequence = segment.sequence
+        _incarnation, sequence, base, expires_ms, content, payload = segment
+        self._used(expires_ms, now_ms)
+        arrivals = self._raise_base(base) if base > self.next else []
         if sequence == self._expected:
-            arrivals.append(self._arrival(segment, now_ms))
-            self._expected += 1
+            expires_at_ms = now_ms + expires_ms
+            arrivals.append(
+                Arrival(self.sender, None, self.traffic_class, sequence, content, payload, expires_at_ms, self)
+            )
+            self._expected = sequence + 1
             if self._buffer or self._taken:
                 arrivals += self._unbuffer()
             if self.ack_at_ms is None:
@@ -185,7 +188,8 @@ class IncomingStream:
     def _used(self, expires_ms: int, now_ms: int) -> None:
         # SPEC reliable.md: A receiver MUST remember a stream for at least twice the longest expires_ms that it saw
         #   in it after the last segment of it.
-        self.longest_ms = max(self.longest_ms, expires_ms)
+        if expires_ms > self.longest_ms:
+            self.longest_ms = expires_ms
         self.forget_at_ms = now_ms + 2 * self.longest_ms
 
     def _arrival(self, segment: Segment, now_ms: int) -> Arrival:

@@ -7,6 +7,7 @@ is one for many, go through the general decoder. This module knows no streams.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from awesomeconnect.errors import RemoteProtocolError
@@ -23,7 +24,9 @@ CONTROL_CLASS: Final = 6
 
 _UINT, _BYTES = 0, 2
 _SEGMENT_START: Final = bytes((0x86, 0x50))  # an array of 6, a byte string of 16
-_INNER: Final = frozenset({Content.APPLICATION, Content.SEALED, Content.REQUEST, Content.RESPONSE})
+#: Segments of a stream that leave together differ in their sequence alone, mostly.
+_head: Final = lru_cache(1_024)(cbor.head)
+_INNER: Final = frozenset(map(int, (Content.APPLICATION, Content.SEALED, Content.REQUEST, Content.RESPONSE)))
 _CLASSES: Final = 7
 
 Range: TypeAlias = tuple[int, int]
@@ -106,16 +109,16 @@ def incarnation_bytes(incarnation: Incarnation) -> bytes:
 
 def encode_segment(segment: Segment) -> bytes:
     """The payload of content 1."""
-    payload = segment.payload
+    incarnation, sequence, base, expires_ms, content, payload = segment
     return b"".join(
         (
             _SEGMENT_START,
-            segment.incarnation,
-            cbor.head(_UINT, segment.sequence),
-            cbor.head(_UINT, segment.base),
-            cbor.head(_UINT, segment.expires_ms),
-            bytes((segment.content,)),
-            cbor.head(_BYTES, len(payload)),
+            incarnation,
+            cbor.head(_UINT, sequence),
+            _head(_UINT, base),
+            _head(_UINT, expires_ms),
+            _head(_UINT, content),
+            _head(_BYTES, len(payload)),
             payload,
         )
     )
@@ -140,17 +143,17 @@ def decode_segment(data: bytes) -> Segment:
         raise BadPayload(f"bad segment: {error}") from None
     if size != len(data) - at:
         raise BadPayload("the payload of a segment does not end with it")
-    segment = Segment(incarnation, sequence, base, expires_ms, content, data[at:])
-    _check_segment(segment)
-    return segment
+    return _checked(Segment(incarnation, sequence, base, expires_ms, content, data[at:]))
 
 
-def _check_segment(segment: Segment) -> None:
+def _checked(segment: Segment) -> Segment:
+    _incarnation, sequence, base, expires_ms, content, _payload = segment
     # SPEC reliable.md: A receiver MUST ignore a segment whose base is greater than its sequence.
-    if not 1 <= segment.base <= segment.sequence:
+    if not 1 <= base <= sequence:
         raise BadPayload("sequence or base out of range")
-    if not 1 <= segment.expires_ms <= MAX_EXPIRES_MS or segment.content not in _INNER:
+    if not 1 <= expires_ms <= MAX_EXPIRES_MS or content not in _INNER:
         raise BadPayload("expiry or content out of range")
+    return segment
 
 
 def encode_control(control: Control) -> bytes:
@@ -245,9 +248,7 @@ def _repair(room: Any, incarnation: Any, *rest: Any) -> Repair:
     sequence, base, expires_ms, content, payload = rest
     if not all(map(_is_uint, rest[:-1])) or type(payload) is not bytes:
         raise BadPayload("a repair is a room and a segment")
-    segment = Segment(incarnation, sequence, base, expires_ms, content, payload)
-    _check_segment(segment)
-    return Repair(room, segment)
+    return Repair(room, _checked(Segment(incarnation, sequence, base, expires_ms, content, payload)))
 
 
 _DECODERS: Final = ((6, _ack), (3, _refusal), (3, _mark), (4, _request), (7, _repair))

@@ -324,13 +324,11 @@ class OutgoingStream:
     def _take_in(self, ack: Ack) -> Entry | None:
         """Settle and mark what an ack names; the last message that it is the first sign of."""
         arrived: Entry | None = None
-        while self._head < len(self._entries) and self.base < ack.next:
-            entry = self._entries[self._head]
+        for entry in self._entries[self._head : max(ack.next - self._origin, self._head)]:
             if entry.outcome is None:
                 arrived = entry
-                self._settle(entry, Outcome.DELIVERED)
-            else:
-                self._advance()
+                self._close(entry, Outcome.DELIVERED, 0)
+        self._advance()
         for first, last in ack.taken:
             for entry in self._between(first, last):
                 arrived = entry
@@ -467,6 +465,10 @@ class OutgoingStream:
     # ---- ends ----------------------------------------------------------------------------------------
 
     def _settle(self, entry: Entry, outcome: Outcome, code: int = 0) -> None:
+        self._close(entry, outcome, code)
+        self._advance()
+
+    def _close(self, entry: Entry, outcome: Outcome, code: int) -> None:
         entry.outcome = outcome
         entry.transmissions = []
         size = entry.size
@@ -476,7 +478,6 @@ class OutgoingStream:
         entry.payload = b""  # whoever keeps the entry keeps no more than that
         self._ended(self, entry)
         entry.ticket.settled(outcome, code)
-        self._advance()
 
     def _advance(self) -> None:
         """Move the base behind all that has ended."""

@@ -257,7 +257,8 @@ class Unicast:
         before = stream.buffered_bytes
         arrivals = stream.on_segment(segment, now_ms, self._settings.buffer_bytes - self._buffered_bytes)
         self._buffered_bytes += stream.buffered_bytes - before
-        self._note_ack(stream, now_ms)
+        if stream.ack_at_ms != stream.woken_at_ms:
+            self._note_ack(stream, now_ms)
         return arrivals
 
     def on_mark(self, sender: bytes, mark: Mark, now_ms: int) -> list[Arrival]:

@@ -86,14 +86,17 @@ def read_uints(data: bytes, at: int, count: int) -> tuple[list[int], int]:
     numbers = []
     size = len(data)
     for _ in range(count):
-        initial = data[at] if at < size else 0xFF
-        if initial < 24:
-            at += 1
-        elif initial < 28:
-            initial, at = _read_argument(data, at)
-        else:
-            raise _refused(at, "no unsigned integer where one is due")
-        numbers.append(initial)
+        number = data[at] if at < size else 0xFF
+        at += 1
+        if number >= 24:
+            if number > 27:
+                raise _refused(at - 1, "no unsigned integer where one is due")
+            floor, end = _FLOORS[number - 24], at + (1 << number - 24)
+            number = int.from_bytes(data[at:end], "big")
+            if end > size or number < floor:
+                raise _refused(at - 1, "a head that is longer than needed, or cut off")
+            at = end
+        numbers.append(number)
     return numbers, at
 
 
