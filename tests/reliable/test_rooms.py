@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from awesomeconnect.reliable.endpoint import Endpoint
 from awesomeconnect.reliable.outgoing import Outgoing
 from awesomeconnect.reliable.receiver import Arrival
-from awesomeconnect.reliable.repair import Found, Gap
-from awesomeconnect.reliable.segments import Mark, Request, StreamMark, decode_control, decode_segment
+from awesomeconnect.reliable.repair import Found, Gap, RoomStream
+from awesomeconnect.reliable.segments import Mark, Request, Segment, StreamMark, decode_control, decode_segment
 from awesomeconnect.reliable.settings import ReliableSettings
 from awesomeconnect.wire.parts import Content, Mode
 
@@ -253,6 +253,15 @@ def test_what_the_ring_has_lost_is_one_gap() -> None:
     heard = room.heard(1, 0)
     assert heard[:2] == [(1, 1), (-2, -17)]
     assert heard[2:] == [(18, 18), (19, 19), (20, 20), (21, 21)]
+
+
+def test_a_segment_tells_at_once_what_is_gone() -> None:
+    stream = RoomStream(bytes(32), ROOM, 1, bytes(16), 1, ReliableSettings())
+    assert len(stream.on_segment(Segment(bytes(16), 1, 1, 1_000, 0, b""), 0, 20, 1_000)) == 1
+    gap, arrival = stream.on_segment(Segment(bytes(16), 9, 9, 1_000, 0, b""), 0, 20, 1_000)
+    assert gap == Gap(bytes(32), ROOM, 1, 2, 8)
+    assert isinstance(arrival, Arrival)
+    assert stream.next_ms is None
 
 
 def test_a_publisher_that_is_gone_ends_in_one_gap() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from awesomeconnect.errors import ErrorCode
-from awesomeconnect.reliable.receiver import Arrival
+from awesomeconnect.reliable.receiver import Arrival, IncomingStream
 from awesomeconnect.reliable.segments import Ack, Segment
 from awesomeconnect.reliable.sender import Outcome
 from awesomeconnect.reliable.settings import ReliableSettings
@@ -128,6 +128,27 @@ def test_what_may_have_arrived_ends_as_unknown() -> None:
     world.wait(6_000)
     assert message is not None
     assert message.outcome is Outcome.UNKNOWN
+
+
+def test_what_was_taken_before_the_connection_broke_does_not_expire() -> None:
+    world = World()
+    message = world.post(0, expires_ms=2_000)
+    world.deliver(0, 1)
+    world.take(1, 1)
+    world.cut(0)  # and the acknowledgement is lost
+    world.wait(3_000)
+    assert message is not None
+    assert message.outcome is Outcome.UNKNOWN
+    world.check()
+
+
+def test_a_base_below_what_has_arrived_brings_nothing_twice() -> None:
+    stream = IncomingStream(KEYS[0], 1, bytes(16), 1, ReliableSettings())
+    for sequence in (1, 2, 3):
+        assert len(stream.on_segment(Segment(bytes(16), sequence, 1, 1_000, 0, b""), 0, 0)) == 1
+    assert stream.on_mark(2, 0) == []
+    assert stream.on_segment(Segment(bytes(16), 3, 2, 1_000, 0, b""), 0, 0) == []
+    assert stream.ack(bytes(16))[3:] == (2, (), ((2, 3),))
 
 
 def test_a_message_that_expired_in_the_inbox_is_not_handed_over() -> None:
