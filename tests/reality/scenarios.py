@@ -174,7 +174,7 @@ async def _finish(crowd: Crowd, report: Report) -> None:
 
 
 def _reliable_problems(crowd: Crowd) -> list[str]:
-    """What is wrong with reliable messages. Nobody ends here and no outage is long: each must have been delivered."""
+    """What is wrong with reliable messages. Nobody ends here, and no outage is long: each must arrive."""
     lost = [sent for sent in crowd.history.sent.values() if sent.is_reliable and sent.mode == "peer"]
     lost = [sent for sent in lost if sent.outcome != "delivered"]
     return [
