@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Literal, overload
@@ -690,6 +690,17 @@ class Node:
             self._events.add(Disconnected(error, None))
         self._finish(None if self._closing else error)
 
+    async def _guard(self, job: Callable[[], Awaitable[None]]) -> None:
+        """A task of the library beside the connections: what goes wrong in it ends the node, and no more."""
+        try:
+            await job()
+        except Exception as bug:
+            log.exception("the node ends after an error in the library or in a store; please report it")
+            if self._link is not None:
+                self._link.end(bug)
+            else:
+                self._finish(bug)
+
     async def _run(self, link: Link) -> None:
         """Serve a connection until it ends, also when another one has taken its place."""
         try:
@@ -1026,8 +1037,8 @@ async def connect(
             link = await node._dialler.dial(timeout_s)
             try:
                 await tasks.start(node._live, link)
-                tasks.start_soon(node._reliable.run)
-                tasks.start_soon(node._reliable.run_on)
+                tasks.start_soon(node._guard, node._reliable.run)
+                tasks.start_soon(node._guard, node._reliable.run_on)
                 await _all(joins, timeout_s)
                 try:
                     yield node
@@ -1037,6 +1048,7 @@ async def connect(
                 await node.aclose()
             finally:
                 tasks.cancel_scope.cancel()
+                node._reliable.end()  # also when the block was cancelled: nobody waits for ever
     except BaseExceptionGroup as group:
         # Background tasks never raise, so what is in the group came from the block: hand it on as it was.
         problem = group.exceptions[0] if len(group.exceptions) == 1 else group

@@ -57,6 +57,20 @@ async def test_send_reaches_one_peer(enter: Connect) -> None:
         assert (await anext(two)).sender == two.key
 
 
+async def test_reliable_messages_under_both_event_loops(enter: Connect, relay: ThreadedRelay) -> None:
+    async with enter("room") as one, enter("room") as two, anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: one.send(two.key, b"certain", reliable=True, sealed=True))
+        message = await anext(two)
+        assert (message.payload, message.is_reliable, message.is_sealed) == (b"certain", True, True)
+        delivery = await one.post(two.key, b"later")
+        relay.kill()
+        relay.start()
+        assert (await anext(two)).payload == b"later"
+        await delivery.wait()
+        await one.publish("room", b"to all", reliable=True)
+        assert (await anext(two)).payload == b"to all"
+
+
 async def test_send_any_reaches_one_member(enter: Connect) -> None:
     async with enter("workers") as one, enter("workers") as two, enter() as boss:
         for number in range(4):
