@@ -9,12 +9,17 @@ from typing import Any
 import trio
 
 from awesomeconnect.client import ClientSettings, Node, connect
+from awesomeconnect.client.delivery import Delivery
 from awesomeconnect.client.reconnect import Process
 from awesomeconnect.client.waiting import Signal
-from awesomeconnect.errors import LinkError, OutcomeUnknown, Refused
+from awesomeconnect.errors import AwesomeConnectError, LinkError, OutcomeUnknown, Refused
 from awesomeconnect.identity import Identity, RelayAddress
 from tests.simulation.history import Event, History, Sent, Up
+from tests.simulation.programs import OUTCOMES
 from tests.simulation.recorder import event_record, message_record
+
+#: How long a reliable message is tried: longer than any outage of a test.
+EXPIRES_S = 60.0
 
 
 class Crowd:
@@ -67,12 +72,14 @@ class Talker:
         self.node: Node | None = None
         self.connected_at = 0.0
         self.is_done = False
+        self._sequences: dict[int, int] = {}  # of reliable messages to the room, by class
         self._crowd = crowd
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Be connected until the crowd is to leave."""
         crowd = self._crowd
         crowd.history.begin(self.name, self.name)
+        crowd.history.homes[self.name] = (self.room,)
         settings = ClientSettings(kept_events=1 << 16, kept_problems=1 << 16, process=Process())
         async with connect(crowd.addresses, identity=self.identity, rooms=[self.room], settings=settings) as node:
             self.node = node
@@ -102,37 +109,57 @@ class Talker:
             self._note(message_record(message, now, self.name, crowd.history, crowd.key_names))
 
     async def _talk(self, node: Node) -> None:
+        async with trio.open_nursery() as outcomes:
+            await self._send_all(node, outcomes)
+        self.is_done = True
+        self._crowd.changed.notify()
+
+    async def _send_all(self, node: Node, outcomes: trio.Nursery) -> None:
         crowd, number = self._crowd, 0
         waiting: list[Sent] = []
         while crowd.is_talking:
             await trio.sleep(random.expovariate(1 / crowd.between_s))
             for _ in range(random.choice((1, 1, 2, 8))):
                 number += 1
-                waiting.append(await self._send_one(node, number))
+                waiting.append(await self._send_one(node, number, outcomes))
             if random.random() < 0.3:
                 await self._flush(node, waiting)
                 waiting = []
         number += 1
-        waiting.append(await self._send_one(node, number))
+        waiting.append(await self._send_one(node, number, outcomes))
         await self._flush(node, waiting)
-        self.is_done = True
-        crowd.changed.notify()
 
-    async def _send_one(self, node: Node, number: int) -> Sent:
+    async def _send_one(self, node: Node, number: int, outcomes: trio.Nursery) -> Sent:
         crowd = self._crowd
         traffic_class = random.choice((0, 1, 3))
         payload = crowd.history.payload((self.name, number), random.choice((20, 100, 1_000, 20_000)))
         mode = random.choice(("room", "peer"))
         target = self.room if mode == "room" else random.choice(crowd.talkers).name
-        sent = Sent(trio.current_time(), self.name, number, target, mode, traffic_class)
+        is_reliable = random.random() < 0.5
+        sent = Sent(trio.current_time(), self.name, number, target, mode, traffic_class, is_reliable=is_reliable)
         crowd.history.sent[sent.name] = sent
         if mode == "room":
-            receipt = await node.publish(self.room, payload, traffic_class=traffic_class)
+            if is_reliable:
+                sent.sequence = self._sequences[traffic_class] = self._sequences.get(traffic_class, 0) + 1
+            receipt = await node.publish(self.room, payload, traffic_class=traffic_class, reliable=is_reliable)
         else:
             key = next(key for key, name in crowd.key_names.items() if name == target)
+            if is_reliable:
+                delivery = await node.post(key, payload, traffic_class=traffic_class, expires_s=EXPIRES_S)
+                sent.expires_at = trio.current_time() + EXPIRES_S
+                outcomes.start_soon(self._await_outcome, sent, delivery)
+                return sent
             receipt = await node.send(key, payload, traffic_class=traffic_class)
         crowd.receipts.append((sent, receipt))
         return sent
+
+    async def _await_outcome(self, sent: Sent, delivery: Delivery) -> None:
+        outcome = "delivered"
+        try:
+            await delivery.wait()
+        except AwesomeConnectError as error:
+            outcome = OUTCOMES.get(type(error), "refused")
+        sent.outcome, sent.outcome_at = outcome, trio.current_time()
 
     async def _flush(self, node: Node, waiting: list[Sent]) -> None:
         is_known = True

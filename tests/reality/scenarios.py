@@ -16,8 +16,10 @@ from attrs import define, field
 from awesomeconnect.identity import Identity
 from tests.reality.nodes import Crowd
 from tests.reality.relay import RelayProcess, free_port
-from tests.simulation import checks
+from tests.simulation import checks, reliable_checks
 
+#: Two nodes on one relay have repaired what they can after this.
+REPAIR_S = 25.0
 #: From the last fault until everything that was sent has arrived.
 SETTLING_S = 30.0
 
@@ -55,7 +57,7 @@ async def two_places() -> AsyncIterator[tuple[RelayProcess, RelayProcess]]:
 def random_faults(kills: int) -> Iterator[str]:
     """So many kills, at the same port and another, with stops and drains in between."""
     while kills:
-        fault = random.choice(("kill", "kill and move", "stop", "drain"))
+        fault = random.choice(("kill", "kill", "kill and move", "kill and move", "stop", "drain"))
         kills -= fault.startswith("kill")
         yield fault
 
@@ -95,6 +97,7 @@ async def faults_under_load(plan: Iterable[str], *, nodes: int = 12, between_s: 
             here, there = there, here
         await _finish(crowd, report)
         report.violations += checks.plain(crowd.history, trio.current_time())
+        report.violations += _reliable_problems(crowd)
         report.violations += _errors_in(here, there)
         report.figures.update(faults, **_counted(crowd))
         crowd.closing.set()
@@ -116,6 +119,7 @@ async def drain_to_an_alternate(*, nodes: int = 12, between_s: float = 0.05) -> 
         report.figures["drain_s"] = round(trio.current_time() - begun, 2)
         await _finish(crowd, report)
         report.violations += checks.plain(crowd.history, trio.current_time(), is_gentle=True)
+        report.violations += _reliable_problems(crowd)
         report.violations += _errors_in(here, there)
         report.figures.update(_counted(crowd))
         crowd.closing.set()
@@ -158,6 +162,7 @@ async def outage(outage_s: float, *, nodes: int = 100) -> Report:
 async def _finish(crowd: Crowd, report: Report) -> None:
     """Wait until everybody has sent the last message, and everything has arrived."""
     crowd.is_talking = False
+    crowd.history.healed_at = trio.current_time()
     with trio.move_on_after(SETTLING_S):
         while not all(talker.is_done for talker in crowd.talkers):
             await crowd.changed.wait()
@@ -166,6 +171,16 @@ async def _finish(crowd: Crowd, report: Report) -> None:
     late = [talker.name for talker in crowd.talkers if not talker.is_done]
     if late:
         report.violations.append(f"not done after {SETTLING_S:g} s: {late}")
+
+
+def _reliable_problems(crowd: Crowd) -> list[str]:
+    """What is wrong with reliable messages. Nobody ends here, and no outage is long: each must arrive."""
+    lost = [sent for sent in crowd.history.sent.values() if sent.is_reliable and sent.mode == "peer"]
+    lost = [sent for sent in lost if sent.outcome != "delivered"]
+    return [
+        *reliable_checks.reliable(crowd.history, trio.current_time(), REPAIR_S),
+        *(f"not delivered: {sent}" for sent in lost),
+    ]
 
 
 def _errors_in(*relays: RelayProcess) -> list[str]:

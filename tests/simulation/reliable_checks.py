@@ -94,7 +94,7 @@ def alive(history: History, now: float, repair_s: float) -> list[str]:
             for process in keys[sent.target]:
                 ready = max(sent.at, history.slow_until.get(process, 0.0))
                 for other_begin, other_end, other_epoch in connected[process]:
-                    together_s = min(end, other_end, sent.expires_at) - max(begin, other_begin, ready)
+                    together_s = min(end, other_end, sent.outcome_at) - max(begin, other_begin, ready)
                     if epoch == other_epoch and together_s > repair_s:
                         wrong.append(f"{sent.outcome} after {together_s:.1f} s together with {process}: {sent}")
     return wrong

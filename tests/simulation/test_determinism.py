@@ -13,7 +13,7 @@ import trio
 from tests.simulation import determinism
 from tests.simulation.world import simulate
 
-SEED = 2
+SEED = 4
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 

@@ -36,7 +36,7 @@ LATER_CAP_S = 30.0
 #: connection is noticed: a fault that passes by itself (25 s), and retransmissions.
 REPAIR_S = 45.0
 #: Between two marks of a room at most.
-MOST_MARK_S = 8
+MOST_MARK_S = 20
 #: When all is well, everything that was sent has arrived after this.
 QUIET_S = 30.0
 #: Times begin here: the start of a process, in milliseconds, tells which of two is newer.
