@@ -20,14 +20,15 @@ import cbor2
 
 from awesomeconnect.errors import RemoteProtocolError
 
-# SPEC cbor.md: A receiver MUST answer nesting deeper than 4, an array of more than 4,096 items, a map of more than
-#   32 entries or more than 65,536 items with CLOSE protocol_error.
+# SPEC cbor.md: A receiver MUST answer nesting deeper than 4, an array of more than 4,096 items or a map of more than
+#   32 entries with CLOSE protocol_error.
 MAX_DEPTH: Final = 4
 """Arrays and maps inside each other: frame, page, member, attributes."""
 
 MAX_ARRAY_ITEMS: Final = 4_096
 MAX_MAP_ENTRIES: Final = 32
 
+# SPEC cbor.md: A client MUST answer more than 65,536 items in a frame with CLOSE protocol_error.
 MAX_ITEMS: Final = 65_536
 """Items in all, unless the caller allows fewer: more than any page of members (49,152 bytes) can hold.
 

@@ -223,6 +223,8 @@ class Connection:
             # SPEC frames.md: A receiver MUST answer an inner message of another kind than PUBLISH, SEND, ANYCAST
             #   and DELIVER with CLOSE protocol_error, or with CLOSE unexpected_message if the sender's role may not
             #   send that kind at all.
+            # SPEC frames.md: A receiver MUST answer an inner PUBLISH, SEND, ANYCAST or DELIVER that the sender's
+            #   role may not send with CLOSE unexpected_message.
             # SPEC frames.md: A receiver MUST answer an inner message whose class differs from that of its FRAGMENTs
             #   with CLOSE protocol_error.
             if not isinstance(inner, _FRAGMENTED) or inner.traffic_class != message.traffic_class:

@@ -533,6 +533,7 @@ _FORMS_FROM: Final = {
     Role.RELAY: _forms_from(RelayMessage, _from_relay),
 }
 
+# SPEC cbor.md: A relay MUST answer more than 4,096 items in a frame with CLOSE protocol_error.
 _MAX_ITEMS_FROM: Final = {
     Role.CLIENT: 4_096,  # a HELLO with everything it may have holds 1,064
     Role.RELAY: cbor.MAX_ITEMS,

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import cbor2
 import pytest
 from hypothesis import example, given
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 
 from awesomeconnect.errors import ErrorCode, RemoteProtocolError
 from awesomeconnect.wire.cbor import MAX_ARRAY_ITEMS, MAX_DEPTH, MAX_MAP_ENTRIES, decode, encode, head
-from awesomeconnect.wire.messages import encode_body
+from awesomeconnect.wire.messages import Role, decode_body, encode_body
 from tests.strategies import cbor_values, messages
 
 # RFC 8949 appendix A, what the profile allows.
@@ -283,3 +286,36 @@ def test_damaged_items_agree_with_cbor2(data: st.DataObject, value: object) -> N
     replaced = data.draw(st.integers(0, 2))
     damaged[at : at + replaced] = data.draw(st.binary(max_size=3))
     assert_same_verdict(bytes(damaged))
+
+
+# ---- the vectors of the specification ----------------------------------------------------------------
+
+SPECIFICATION = Path(__file__).resolve().parents[2] / "protocol-spec" / "cbor.md"
+_ROW = re.compile(r"\| `([0-9a-f ]+)`(?: and ([0-9,]+) bytes `00`)? \| (good|bad)( at a relay)?\b")
+ROWS = [
+    (bytes.fromhex(text) + bytes(int((zeros or "0").replace(",", ""))), verdict, bool(at_a_relay))
+    for text, zeros, verdict, at_a_relay in _ROW.findall(SPECIFICATION.read_text())
+]
+
+
+def test_the_specification_has_vectors() -> None:
+    assert len(ROWS) == 30
+
+
+@pytest.mark.parametrize(("data", "verdict", "at_a_relay"), ROWS)
+def test_vector_of_the_specification(data: bytes, verdict: str, at_a_relay: bool) -> None:
+    if verdict == "good" or at_a_relay:
+        assert encode(decode(data)) == data
+    else:
+        with pytest.raises(RemoteProtocolError, match="bad CBOR"):
+            decode(data)
+
+
+@pytest.mark.parametrize(("sender", "most", "array"), [(Role.CLIENT, 4_096, 1_000), (Role.RELAY, 65_536, 4_096)])
+def test_items_of_a_frame_are_bounded_by_who_reads_it(sender: Role, most: int, array: int) -> None:
+    # An extension: the outer array holds the kind and arrays, each of them an item, and their items.
+    whole, rest = divmod(most - 1, array + 1)
+    arrays = [[0] * array] * whole + [[0] * (rest - 1)]
+    assert decode_body(encode([64, *arrays]), sender) is None
+    with pytest.raises(RemoteProtocolError, match="more items than allowed"):
+        decode_body(encode([64, *arrays, 0]), sender)
