@@ -278,6 +278,8 @@ class Link:
         asked_at = 0.0
         while True:
             has_asked = asked_at > self._heard
+            # SPEC sessions.md: A client that has received nothing for drop_ms MUST treat the connection as broken,
+            #   but not before drop_ms - keepalive_ms have passed since it sent a PING in that silence.
             # A process that was stopped for a while gives the relay time to answer, too.
             due = max(self._heard, asked_at - ask_s) + drop_s if has_asked else self._heard + ask_s
             wait_s = due - anyio.current_time()

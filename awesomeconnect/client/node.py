@@ -809,11 +809,14 @@ class Node:
                 self._ignored += 1
                 return
             is_sealed = True
+        # SPEC requests.md: A client MUST ignore a response that does not arrive in mode 1, whose payload is shorter
+        #   than 9 bytes, or whose id is not that of a waiting request.
         if content == Content.RESPONSE:
-            if not self._requests.on_response(message.sender, payload):
+            if message.mode != Mode.UNICAST or not self._requests.on_response(message.sender, payload):
                 self._ignored += 1
             return
-        if content == Content.REQUEST and len(payload) >= ID_BYTES:
+        # SPEC requests.md: A client MUST ignore a request or response that arrives in mode 0, also in a segment.
+        if content == Content.REQUEST and len(payload) >= ID_BYTES and message.mode != Mode.BROADCAST:
             request_id, payload = payload[:ID_BYTES], payload[ID_BYTES:]
         elif content != Content.APPLICATION:
             self._ignored += 1

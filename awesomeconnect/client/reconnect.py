@@ -61,7 +61,7 @@ class Backoff:
 
 def move_delay_s(key: bytes, epoch: bytes, window_s: float) -> float:
     """When a node leaves a relay that drains: at a time of its own, so that the next relay is not overrun."""
-    # SPEC sessions.md: A client that moves SHOULD begin after SHA-256(key | epoch) / 2^256 of three quarters of the
+    # SPEC sessions.md: A client that moves SHOULD begin after SHA-256(key ‖ epoch) / 2^256 of three quarters of the
     #   window.
     share = int.from_bytes(hashlib.sha256(key + epoch).digest(), "big") / 2**256
     return share * MOVE_PART * min(window_s, MOST_SPREAD_S)

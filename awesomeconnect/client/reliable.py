@@ -271,7 +271,8 @@ class Reliable:
                     stream.spoiled(arrival)
                 return
         if content == Content.RESPONSE:
-            self._requests.on_response(arrival.sender, payload)
+            if arrival.room is None:
+                self._requests.on_response(arrival.sender, payload)
             self.endpoint.taken(arrival, self._now_ms())
             return
         if content == Content.REQUEST:

@@ -20,8 +20,8 @@ import cbor2
 
 from awesomeconnect.errors import RemoteProtocolError
 
-# SPEC cbor.md: A receiver MUST answer nesting deeper than 4, an array of more than 4,096 items or a map of more than
-#   32 entries with CLOSE protocol_error.
+# SPEC cbor.md: A receiver MUST answer nesting deeper than 4, an array of more than 4,096 items or a map of more
+#   than 32 entries with CLOSE protocol_error.
 MAX_DEPTH: Final = 4
 """Arrays and maps inside each other: frame, page, member, attributes."""
 

@@ -258,15 +258,26 @@ async def test_answers_of_others_are_ignored(script: ScriptedRelay, play: Connec
             Deliver(1, OTHER, None, 1, Content.RESPONSE, request_id + b"\0forged"),
             Deliver(1, PEER, None, 1, Content.RESPONSE, bytes(8) + b"\0other request"),
             Deliver(1, PEER, None, 1, Content.RESPONSE, request_id),
+            Deliver(0, PEER, "room", 1, Content.RESPONSE, request_id + b"\0to all"),
             Deliver(1, PEER, None, 1, Content.RESPONSE, request_id + b"\0right"),
             Deliver(1, PEER, None, 1, Content.RESPONSE, request_id + b"\0too late"),
         )
-    assert node.statistics().ignored_messages >= 3
+    assert node.statistics().ignored_messages >= 4
+
+
+async def test_a_request_to_all_is_none(script: ScriptedRelay, play: Connect) -> None:
+    async with play() as node:
+        script.say(
+            Deliver(0, PEER, "room", 4, Content.REQUEST, b"12345678body"),
+            Deliver(0, PEER, "room", 4, Content.APPLICATION, b"next"),
+        )
+        assert (await anext(node)).payload == b"next"
+        assert node.statistics().ignored_messages == 1
 
 
 async def test_an_answer_goes_back_in_the_class_of_the_request(script: ScriptedRelay, play: Connect) -> None:
     async with play() as node:
-        script.say(Deliver(0, PEER, "room", 4, Content.REQUEST, b"12345678body"))
+        script.say(Deliver(2, PEER, "room", 4, Content.REQUEST, b"12345678body"))
         message = await anext(node)
         assert (message.request_id, message.payload, message.is_request) == (b"12345678", b"body", True)
         await node.reply(message, b"yes")
