@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from awesomeconnect.errors import ErrorCode, RemoteProtocolError
 from awesomeconnect.wire.cbor import MAX_ARRAY_ITEMS, MAX_DEPTH, MAX_MAP_ENTRIES, decode, encode, head
-from awesomeconnect.wire.messages import Role, decode_body, encode_body
+from awesomeconnect.wire.messages import Message, Role, decode_body, encode_body
 from tests.strategies import cbor_values, messages
 
 # RFC 8949 appendix A, what the profile allows.
@@ -309,6 +309,33 @@ def test_vector_of_the_specification(data: bytes, verdict: str, at_a_relay: bool
     else:
         with pytest.raises(RemoteProtocolError, match="bad CBOR"):
             decode(data)
+
+
+def whole_frames() -> list[bytes]:
+    """The frames under "Whole frames": a length of 8 digits, and the array, on one or more indented lines."""
+    block = SPECIFICATION.read_text().partition("Whole frames")[2].partition("```")[2].partition("```")[0]
+    found = re.findall(r"^ +([0-9a-f]{8}) ([0-9a-f]+(?:\n +[0-9a-f]+(?=\n))*)$", block, re.MULTILINE)
+    return [bytes.fromhex(length + "".join(body.split())) for length, body in found]
+
+
+def decode_any(body: bytes) -> Message | None:
+    """The message of a client, or else of a relay."""
+    try:
+        return decode_body(body, Role.CLIENT)
+    except RemoteProtocolError:
+        return decode_body(body, Role.RELAY)
+
+
+def test_whole_frames_of_the_specification() -> None:
+    frames = whole_frames()
+    kinds = set()
+    for frame in frames:
+        assert int.from_bytes(frame[:4], "big") == len(frame) - 4
+        message = decode_any(frame[4:])
+        assert message is not None
+        assert encode_body(message) == frame[4:]
+        kinds.add(type(message))
+    assert (len(frames), len(kinds)) == (23, 22)
 
 
 @pytest.mark.parametrize(("sender", "most", "array"), [(Role.CLIENT, 4_096, 1_000), (Role.RELAY, 65_536, 4_096)])
