@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -531,3 +532,40 @@ class TestZeroKnowledge:
         relay.act2()
         with pytest.raises(HandshakeError, match="authentication failed"):
             relay.read_act3(act3)
+
+
+class TestVectorsOfFailures:
+    """The acts under "Vectors of failures" in protocol-spec/handshake.md."""
+
+    SPECIFICATION = Path(__file__).resolve().parents[2] / "protocol-spec" / "handshake.md"
+
+    @classmethod
+    def blocks(cls) -> list[tuple[str, bytes]]:
+        """The heading of each block, and the act: the last lines of 64 digits (act 3: three, act 2: four)."""
+        text = cls.SPECIFICATION.read_text().partition("### Vectors of failures")[2].partition("```")[2]
+        blocks = []
+        for block in text.partition("```")[0].strip().split("\n\n"):
+            lines = block.split("\n")
+            count = 4 if lines[0].startswith("refuse: act 2") else 3
+            blocks.append(("\n".join(lines[:-count]), bytes.fromhex("".join(lines[-count:]))))
+        return blocks
+
+    def test_verdicts(self) -> None:
+        client_identity, relay_identity = Identity.from_seed(b"\x11" * 32), Identity.from_seed(b"\x22" * 32)
+        refused = []
+        for heading, act in self.blocks():
+            pinned = re.search(r"pinned ([0-9a-f]{64})", heading)
+            pin = bytes.fromhex(pinned[1]) if pinned else relay_identity.public_key
+            client = ClientHandshake(client_identity, pin, ephemeral=b"\x33" * 32)
+            relay = RelayHandshake(relay_identity, ephemeral=b"\x44" * 32)
+            relay.read_act1(client.act1())
+            relay.act2()
+            take = client.read_act2 if pinned else relay.read_act3
+            if heading.startswith("accept"):
+                take(act)
+            else:
+                with pytest.raises(HandshakeError) as error:
+                    take(act)
+                refused.append(str(error.value))
+        assert len(refused) == 7
+        assert not any("decrypt" in text or "changed" in text for text in refused), refused
