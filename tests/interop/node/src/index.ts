@@ -1,0 +1,8 @@
+export { BULK, Client, DATA, INTERACTIVE, RefusedError, URGENT } from './client.js'
+export type { ClientOptions, Events, GapReport, MemberInfo, Received, RoomState, SendOptions } from './client.js'
+export { Identity } from './crypto.js'
+export { CODES, codeName, mayRetry } from './errors.js'
+export type { Attributes } from './messages.js'
+export { parseAddress, validRoom } from './messages.js'
+export type { Outcome } from './outbox.js'
+export type { ReliableOutcome } from './reliable.js'
