@@ -11,7 +11,7 @@ export class Group {
 
 export type Verdict =
   | { readonly kind: 'eligible', readonly at: bigint, readonly commit: () => void }
-  | { readonly kind: 'discard', readonly retryAfter: bigint }
+  | { readonly kind: 'discard', readonly at: bigint, readonly retryAfter: bigint }
   | { readonly kind: 'too_large' }
 
 export class Scheduler {
@@ -33,7 +33,7 @@ export class Scheduler {
     const exact = max(earliest * cir, recovered)
     const at = (exact + cir - 1n) / cir
     if (group.maxResidence !== null && at > since + group.maxResidence) {
-      return { kind: 'discard', retryAfter: at - group.maxResidence - since }
+      return { kind: 'discard', at, retryAfter: at - group.maxResidence - since }
     }
     const commit = (): void => {
       this.bucketEmpty = exact < full ? recovered : recovered + exact - full
@@ -63,12 +63,10 @@ export function judgeAll(schedulers: readonly Scheduler[], arrival: bigint, leng
   for (const scheduler of schedulers) {
     const verdict = scheduler.judge(at, length, arrival)
     if (verdict.kind === 'too_large') return verdict
+    at = verdict.at
     if (verdict.kind === 'discard') retryAfter = max(retryAfter ?? 0n, verdict.retryAfter)
-    else {
-      at = verdict.at
-      commits.push(verdict.commit)
-    }
+    else commits.push(verdict.commit)
   }
-  if (retryAfter !== undefined) return { kind: 'discard', retryAfter }
+  if (retryAfter !== undefined) return { kind: 'discard', at, retryAfter }
   return { kind: 'eligible', at, commit: () => { for (const commit of commits) commit() } }
 }
