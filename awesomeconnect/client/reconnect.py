@@ -71,6 +71,8 @@ def is_final(error: Exception) -> bool:
     """Whether the relay that a connection ended like this with must not be dialled again."""
     if isinstance(error, RelayKeyMismatch):
         return True
+    # SPEC sessions.md: A client SHOULD treat a CLOSE 0 of the relay that it did not ask for like a broken
+    #   connection when it decides whether to connect again.
     if not isinstance(error, ConnectionEnded) or error.code == ErrorCode.OK:
         return False
     return error.code in _CODES and not ErrorCode(error.code).may_retry

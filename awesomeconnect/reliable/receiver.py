@@ -168,6 +168,8 @@ class IncomingStream:
 
     def spoiled(self, arrival: Arrival) -> None:
         """A message is of no use: it is neither handed over nor acknowledged."""
+        # SPEC reliable.md: A receiver MUST go on with the messages behind one that it drops because it has expired,
+        #   and MUST name the dropped one neither in next nor in taken nor in held.
         if arrival.sequence >= self.next:
             self._gone.add(arrival.sequence)
 

@@ -288,12 +288,15 @@ class OutgoingStream:
 
     def on_ack(self, ack: Ack, now_ms: int) -> None:
         """An ack of this stream; one that names what was never sent is ignored."""
+        # SPEC reliable.md: A sender MUST ignore an ack whose next is above the sequence that it will use next, or
+        #   whose taken or held names one that it has not used.
         ranges = (*ack.taken, *ack.held)
         if ack.next > self.next_sequence or any(last >= self.next_sequence for _first, last in ranges):
             return
         self._is_suspect = self._is_probing = False
         self._timeouts = self._refusals = 0
         self.used_at_ms = now_ms
+        # SPEC reliable.md: A sender MUST treat a lower receiver incarnation than before like a greater one.
         is_new_receiver = self._receiver not in (None, ack.receiver)
         self._receiver = ack.receiver
         if is_new_receiver:

@@ -352,6 +352,7 @@ class ClientConnection(Connection):
     def _note(self, message: Message) -> None:
         if type(message) is Welcome:
             self.limits = message.limits
+            # SPEC messages.md: A client MUST use payload_bytes + 1,024 as frame_bytes, whatever WELCOME says.
             self._set_payload_limit(message.limits.get("payload_bytes", DEFAULT_PAYLOAD_BYTES))
         elif type(message) is Deliver:
             prefix = deliver_prefix(
