@@ -356,6 +356,7 @@ func TestLivePause(t *testing.T) {
 					}
 				}()
 			}
+			x.Flush(ctx) // at most 1 MiB without a verdict: more could be under way when PAUSE comes
 		}
 		x.Flush(ctx)
 	}()
