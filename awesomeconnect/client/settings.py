@@ -21,8 +21,8 @@ class ClientSettings:
     queue_bytes: int = 8 << 20
     #: The same as a number, since a small message costs more memory than its bytes.
     queue_messages: int = 65_536
-    # SPEC flow-control.md: A client that waits for PAUSE SHOULD keep at most 1,048,576 bytes without the verdict of a
-    #   flush, since more than a queue holds can be under way when PAUSE arrives.
+    # SPEC flow-control.md: A client that waits for PAUSE SHOULD keep at most 1,048,576 bytes without the verdict of
+    #   a flush, since more than a queue holds can be under way when PAUSE arrives.
     #: What ``wait=True`` keeps without the relay's verdict at most. 1 MiB is 0.8 s of a 10 Mbit/s link.
     window_bytes: int = 1 << 20
     #: Sent without a verdict until the library asks for one; a quarter of the window keeps it moving.
