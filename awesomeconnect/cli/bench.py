@@ -16,7 +16,7 @@ import click
 
 from awesomeconnect.cli.exits import ExitCode, Failure, one_line
 from awesomeconnect.cli.link import tell
-from awesomeconnect.cli.options import class_option, relay_address, timeout_option
+from awesomeconnect.cli.options import class_option, relay_option, timeout_option
 
 if TYPE_CHECKING:
     from awesomeconnect.bench.load import Limits
@@ -62,16 +62,7 @@ class Wanted(NamedTuple):
 
 @click.command()
 @click.argument("names", metavar="[WORKLOAD]...", nargs=-1, type=click.Choice(NAMES))
-@click.option(
-    "--relay",
-    "relays",
-    type=relay_address,
-    metavar="ADDRESS",
-    multiple=True,
-    envvar="AWESOMECONNECT_RELAY",
-    show_envvar=True,
-    help="A running relay.  [default: one that this command starts, afresh for each workload]",
-)
+@relay_option("A running relay.  [default: one that this command starts, afresh for each workload]")
 @click.option("--pid", type=click.IntRange(min=1), help="Process of --relay, if here: for its CPU time and memory.")
 @click.option(
     "--clients",

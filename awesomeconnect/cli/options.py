@@ -95,10 +95,9 @@ timeout_option = click.option(
 )
 
 
-def link_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of every command that connects to a relay; the command gets them as ``link``."""
-
-    @click.option(
+def relay_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``--relay``, or its variable; the command gets all that were given as ``relays``."""
+    return click.option(
         "--relay",
         "relays",
         type=relay_address,
@@ -106,8 +105,16 @@ def link_options(command: Callable[..., Any]) -> Callable[..., Any]:
         multiple=True,
         envvar="AWESOMECONNECT_RELAY",
         show_envvar=True,
-        help="Where the relay is: ac://KEY@HOST:PORT, as `awesomeconnect serve` prints it. "
-        "May be repeated: addresses are tried until one works.",
+        help=text,
+    )
+
+
+def link_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that connects to a relay; the command gets them as ``link``."""
+
+    @relay_option(
+        "Where the relay is: ac://KEY@HOST:PORT, as `awesomeconnect serve` prints it. "
+        "May be repeated: addresses are tried until one works."
     )
     @click.option(
         "--key",

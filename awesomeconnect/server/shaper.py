@@ -176,7 +176,6 @@ class Outlet(Egress):
                 for paused, waiting in self.resumes.items():
                     self.resumes[paused] = {}
                     _resume(waiting, paused)
-                return False
         if not self.is_lagging:
             senders[sender, target] = None
         return not self.is_lagging
