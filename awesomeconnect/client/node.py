@@ -899,7 +899,7 @@ class Node:
         """Leave a relay that asked this node to go: if there is another one, not before that has let it in."""
         with self._moving:  # until the connection ends by itself
             await anyio.sleep(move_delay_s(self.key, link.welcome.epoch, goaway.window_ms / 1000))
-        if self._link is not link or self._closing:
+        if self._link is not link or self._closing or self._is_moving:
             return
         if goaway.code != ErrorCode.SESSION_TOO_OLD:
             self._is_moving = True

@@ -211,6 +211,20 @@ async def test_a_session_that_is_too_old_is_left_in_order_and_made_anew(two: Two
         assert len(two.first.hellos) == 2
 
 
+async def test_a_relay_that_asks_again_does_not_make_it_move_twice(two: Two) -> None:
+    async with two.enter("a") as node:
+        two.second.welcomes = False
+        two.first.say(GO)
+        hello = await two.second.expect(Hello)
+        two.first.say(GO)
+        await anyio.wait_all_tasks_blocked()
+        two.second.welcome(hello)
+        await two.first.expect(Close)
+        await seen(node, Moved)
+        await node.flush()
+        assert len(two.second.hellos) == 1
+
+
 async def test_closing_while_it_moves(two: Two) -> None:
     async with two.enter("a"):
         two.second.welcomes = False
